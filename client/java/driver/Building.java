@@ -40,13 +40,13 @@ final class Building {
         question.get("dictionary").getAsString(), changes, sites(question));
   }
 
-  private static void numbers(
-      JsonObject question, String kind, BiConsumer<Integer, Float> add) {
+  private static void numbers(JsonObject question, String kind, BiConsumer<Integer, Float> add) {
     if (question.has(kind)) {
       question
           .getAsJsonObject(kind)
           .entrySet()
-          .forEach(each -> add.accept(Integer.valueOf(each.getKey()), each.getValue().getAsFloat()));
+          .forEach(
+              each -> add.accept(Integer.valueOf(each.getKey()), each.getValue().getAsFloat()));
     }
   }
 

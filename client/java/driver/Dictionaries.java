@@ -41,8 +41,7 @@ final class Dictionaries {
       matrix.getAsJsonArray("shape").forEach(extent -> described.addShape(extent.getAsInt()));
       dictionary.setFeatures(described.getShape(0));
       request.addMatrices(described);
-      contents.add(
-          ByteString.copyFrom(HexFormat.of().parseHex(matrix.get("data").getAsString())));
+      contents.add(ByteString.copyFrom(HexFormat.of().parseHex(matrix.get("data").getAsString())));
     }
     request.setDictionary(dictionary);
     JsonObject result = new JsonObject();

@@ -102,8 +102,7 @@ public final class Driver {
       }
       case "build_add" -> answer.add("result", json(Building.add(question)));
       case "build_features" -> answer.add("result", json(Building.features(question)));
-      case "build_feature_readout" ->
-          answer.add("result", json(Building.featureReadout(question)));
+      case "build_feature_readout" -> answer.add("result", json(Building.featureReadout(question)));
       case "streams" -> answer.add("result", Load.streams(question, warnings));
       case "measure" -> answer.add("result", Load.measure(question, warnings));
       default -> {

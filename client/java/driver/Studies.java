@@ -32,8 +32,7 @@ final class Studies {
     List<HeadMetrics> every = result.heads().stream().flatMap(List::stream).toList();
     int[] shape = {result.layers().size(), every.size() / result.layers().size()};
     JsonObject means = new JsonObject();
-    MEANS.forEach(
-        (name, mean) -> means.add(name, Driver.json(shape, floats(every, mean))));
+    MEANS.forEach((name, mean) -> means.add(name, Driver.json(shape, floats(every, mean))));
     JsonArray queryTokens = new JsonArray();
     JsonArray keyTokens = new JsonArray();
     for (HeadMetrics each : every) {
@@ -124,8 +123,7 @@ final class Studies {
       case NEURON -> new int[] {node.getNeuron().getLayer(), node.getNeuron().getNeuron()};
       case FEATURE ->
           new int[] {node.getFeature().getDictionaryIndex(), node.getFeature().getFeatureIndex()};
-      case RECONSTRUCTION_ERROR ->
-          new int[] {node.getReconstructionError().getDictionaryIndex()};
+      case RECONSTRUCTION_ERROR -> new int[] {node.getReconstructionError().getDictionaryIndex()};
       case LOGIT -> new int[] {node.getLogit().getTokenId()};
       case KIND_NOT_SET -> new int[] {};
     };

@@ -672,8 +672,8 @@ public final class ActserveClient implements AutoCloseable {
 
   /**
    * Stores a dictionary, chunk by chunk. Without a {@code request_id} the upload has one that
-   * follows from what is uploaded: the same call, made again after it was cut, goes on where it was,
-   * in another program too. The timeout holds for each of the calls that it takes.
+   * follows from what is uploaded: the same call, made again after it was cut, goes on where it
+   * was, in another program too. The timeout holds for each of the calls that it takes.
    *
    * @param contents the bytes of each of the request's matrices
    */
@@ -687,7 +687,8 @@ public final class ActserveClient implements AutoCloseable {
   }
 
   /** Deletes a dictionary and its labels. Runs that use it keep it. */
-  public CompletableFuture<DeleteDictionaryResponse> deleteDictionaryAsync(DeleteDictionaryRequest request) {
+  public CompletableFuture<DeleteDictionaryResponse> deleteDictionaryAsync(
+      DeleteDictionaryRequest request) {
     return Calls.unary(channel, DictionaryServiceGrpc.getDeleteDictionaryMethod(), request);
   }
 
@@ -697,7 +698,8 @@ public final class ActserveClient implements AutoCloseable {
   }
 
   /** Says what features of a dictionary stand for. */
-  public CompletableFuture<SetFeatureLabelsResponse> setFeatureLabelsAsync(SetFeatureLabelsRequest request) {
+  public CompletableFuture<SetFeatureLabelsResponse> setFeatureLabelsAsync(
+      SetFeatureLabelsRequest request) {
     return Calls.unary(channel, DictionaryServiceGrpc.getSetFeatureLabelsMethod(), request);
   }
 
@@ -773,8 +775,10 @@ public final class ActserveClient implements AutoCloseable {
   }
 
   /** What a graph is of and how far it has come, without nodes and edges. */
-  public CompletableFuture<GetAttributionGraphResponse> getAttributionGraphAsync(GetAttributionGraphRequest request) {
-    return Calls.unary(channel, AttributionGraphServiceGrpc.getGetAttributionGraphMethod(), request);
+  public CompletableFuture<GetAttributionGraphResponse> getAttributionGraphAsync(
+      GetAttributionGraphRequest request) {
+    return Calls.unary(
+        channel, AttributionGraphServiceGrpc.getGetAttributionGraphMethod(), request);
   }
 
   /** All graphs, without nodes and edges. */
@@ -797,13 +801,16 @@ public final class ActserveClient implements AutoCloseable {
   }
 
   /** Deletes a graph, and ends the work on it. */
-  public DeleteAttributionGraphResponse deleteAttributionGraph(DeleteAttributionGraphRequest request) {
+  public DeleteAttributionGraphResponse deleteAttributionGraph(
+      DeleteAttributionGraphRequest request) {
     return Calls.await(deleteAttributionGraphAsync(request));
   }
 
   /** Deletes a graph, and ends the work on it. */
-  public CompletableFuture<DeleteAttributionGraphResponse> deleteAttributionGraphAsync(DeleteAttributionGraphRequest request) {
-    return Calls.unary(channel, AttributionGraphServiceGrpc.getDeleteAttributionGraphMethod(), request);
+  public CompletableFuture<DeleteAttributionGraphResponse> deleteAttributionGraphAsync(
+      DeleteAttributionGraphRequest request) {
+    return Calls.unary(
+        channel, AttributionGraphServiceGrpc.getDeleteAttributionGraphMethod(), request);
   }
 
   /**

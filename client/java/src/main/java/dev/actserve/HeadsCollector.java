@@ -74,8 +74,7 @@ final class HeadsCollector implements Collector<MeasureHeadsResponse, HeadsResul
   }
 
   private void addMetrics(HeadMetrics measured) {
-    int tokens =
-        Math.max(measured.getTopQueryTokensCount(), measured.getTopKeyTokensCount());
+    int tokens = Math.max(measured.getTopQueryTokensCount(), measured.getTopKeyTokensCount());
     if (tokens > Integer.toUnsignedLong(request.getTopTokens())) {
       throw ActserveException.badResponse(
           "the server sent %s tokens of a head, but %s were asked for",
@@ -165,7 +164,8 @@ final class HeadsCollector implements Collector<MeasureHeadsResponse, HeadsResul
         (layer, heads) -> {
           if (heads.size() != count) {
             throw ActserveException.badResponse(
-                "the server finished with %s heads of layer %s, not %s", heads.size(), layer, count);
+                "the server finished with %s heads of layer %s, not %s",
+                heads.size(), layer, count);
           }
         });
     Arrays.stream(items).forEach(this::checkPatterns);

@@ -3,9 +3,9 @@ package dev.actserve;
 import java.util.List;
 
 /**
- * Which tokens a feature makes likelier by itself: its direction goes through the final norm and the
- * unembedding, with no layer between (the direct effect; Elhage et al., "A Mathematical Framework for
- * Transformer Circuits", 2021).
+ * Which tokens a feature makes likelier by itself: its direction goes through the final norm and
+ * the unembedding, with no layer between (the direct effect; Elhage et al., "A Mathematical
+ * Framework for Transformer Circuits", 2021).
  *
  * @param feature the index of the feature
  * @param top the tokens that it raises most, most first

@@ -55,8 +55,7 @@ final class LogitEffects {
             .setPositions(last)
             .setZero(ZeroOperation.getDefaultInstance())
             .build();
-    Readout.Builder readout =
-        Readouts.rows("row", "last", LAST_RESIDUAL, "logits").toBuilder();
+    Readout.Builder readout = Readouts.rows("row", "last", LAST_RESIDUAL, "logits").toBuilder();
     readout.getRowsBuilder().setElementType(ElementType.ELEMENT_TYPE_F32);
     FetchActivationsRequest.Builder request =
         FetchActivationsRequest.newBuilder()
@@ -96,9 +95,7 @@ final class LogitEffects {
     int count = Math.max(0, Math.min(k, tokens.size()));
     List<LogitEffect.Token> top = List.copyOf(tokens.subList(0, count));
     List<LogitEffect.Token> bottom =
-        IntStream.range(0, count)
-            .mapToObj(index -> tokens.get(tokens.size() - 1 - index))
-            .toList();
+        IntStream.range(0, count).mapToObj(index -> tokens.get(tokens.size() - 1 - index)).toList();
     return new LogitEffect(feature, top, bottom);
   }
 
@@ -134,9 +131,7 @@ final class LogitEffects {
         .map(
             effect ->
                 new LogitEffect(
-                    effect.feature(),
-                    named(effect.top(), texts),
-                    named(effect.bottom(), texts)))
+                    effect.feature(), named(effect.top(), texts), named(effect.bottom(), texts)))
         .toList();
   }
 

@@ -34,8 +34,8 @@ public final class Readouts {
    * @param positions as {@link Positions#parse} takes them
    * @param dictionary such as {@code models/smollm2-135m/dictionaries/smollm2-135m}
    * @param top how many features of each row, the largest first
-   * @param sites as {@link Sites#parse} takes them, at least one: any of the dictionary's width, not
-   *     its own alone
+   * @param sites as {@link Sites#parse} takes them, at least one: any of the dictionary's width,
+   *     not its own alone
    */
   public static Readout topFeatures(
       String name, String positions, String dictionary, int top, String... sites) {

@@ -15,7 +15,9 @@ import java.util.HexFormat;
 import java.util.List;
 import java.util.zip.CRC32C;
 
-/** Sends a dictionary: begins the upload, sends what the server lacks of each matrix, and ends it. */
+/**
+ * Sends a dictionary: begins the upload, sends what the server lacks of each matrix, and ends it.
+ */
 final class Upload {
   private final Channel channel;
   private final List<ByteString> contents;
@@ -45,8 +47,7 @@ final class Upload {
     }
     FinishUploadRequest finish =
         FinishUploadRequest.newBuilder().setUpload(upload.begun.getUpload()).build();
-    return Calls.await(
-            Calls.unary(channel, DictionaryServiceGrpc.getFinishUploadMethod(), finish))
+    return Calls.await(Calls.unary(channel, DictionaryServiceGrpc.getFinishUploadMethod(), finish))
         .getDictionary();
   }
 

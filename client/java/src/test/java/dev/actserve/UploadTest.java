@@ -51,9 +51,7 @@ final class UploadTest {
             .build()
             .start();
     BeginUploadRequest request =
-        BeginUploadRequest.newBuilder()
-            .addMatrices(DictionaryMatrix.getDefaultInstance())
-            .build();
+        BeginUploadRequest.newBuilder().addMatrices(DictionaryMatrix.getDefaultInstance()).build();
     try (ActserveClient client = ActserveClient.connect("localhost:" + server.getPort())) {
       for (String content : List.of("a", "a", "b")) {
         client.uploadDictionary(request, List.of(ByteString.copyFromUtf8(content)));
