@@ -206,16 +206,19 @@ def test_publishing_takes_what_is_missing_as_an_error(made: tuple[Path, Path]) -
     assert "+ helm" not in done.stdout
 
 
-@pytest.mark.parametrize("file", ["NOTES.md", "SHA256SUMS"])
+@pytest.mark.parametrize("sums", ["as they were", "made anew"])
 def test_what_was_changed_since_it_was_signed_is_not_published(
-    made: tuple[Path, Path], file: str
+    made: tuple[Path, Path], sums: str
 ) -> None:
     folder, signers = made
-    before = (folder / file).read_bytes()
+    before = {name: (folder / name).read_bytes() for name in ("NOTES.md", "SHA256SUMS")}
     try:
-        (folder / file).write_bytes(before + b"and more\n")
+        (folder / "NOTES.md").write_text("something else\n")
+        if sums == "made anew":
+            release.write_sums(folder)
         done = publish(folder, signers)
     finally:
-        (folder / file).write_bytes(before)
+        for name, content in before.items():
+            (folder / name).write_bytes(content)
     assert done.returncode != 0
     assert "+ " not in done.stdout
