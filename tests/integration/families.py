@@ -13,18 +13,39 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Cohere2Config,
+    CohereConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
+    Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
+    GemmaConfig,
+    Glm4Config,
     GPT2Config,
+    GptOssConfig,
+    GraniteConfig,
+    Llama4TextConfig,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
     OlmoeConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
+    SmolLM3Config,
 )
+
+from actserve_server.domain.sites import HookPoint
 
 LAYERS = 3
 VOCABULARY = 512
@@ -37,6 +58,8 @@ SEED = 11
 _WEIGHT_STD = 0.2
 _BIAS_STD = 0.5
 _NORM_STD = 0.2
+_LAYER_SCALAR = 0.8
+"""What Gemma 4 multiplies the stream with after each layer."""
 
 _PROSE = Path(__file__).parents[2] / "LICENSE"
 BOS, EOS = "<|bos|>", "<|eos|>"
@@ -73,6 +96,10 @@ class ModelFamily:
     name: str
     architecture: str
     config: Callable[[], PreTrainedConfig]
+    unserved: frozenset[HookPoint] = frozenset()
+    """Those that it has no rows of, at least not at every layer."""
+    undivided: str = ""
+    """A part of why heads do not add up to what attention adds; empty where they do."""
 
 
 def _gemma3() -> PreTrainedConfig:
@@ -82,6 +109,18 @@ def _gemma3() -> PreTrainedConfig:
         layer_types=["sliding_attention", "full_attention"] * 2,
         # Not the head's width, so that a scale taken from there shows.
         query_pre_attn_scalar=48,
+    )
+
+
+def _gemma2() -> PreTrainedConfig:
+    return Gemma2Config(
+        **_NARROW,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        query_pre_attn_scalar=48,
+        # So low that they are reached.
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=10.0,
     )
 
 
@@ -96,6 +135,47 @@ def _gpt2() -> PreTrainedConfig:
     )
 
 
+def _gpt_oss() -> PreTrainedConfig:
+    return GptOssConfig(
+        **_NARROW,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )
+
+
+def _granite() -> PreTrainedConfig:
+    return GraniteConfig(
+        **_SQUARE,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.4,
+        attention_multiplier=0.1,
+        logits_scaling=2.0,
+    )
+
+
+def _llama4() -> PreTrainedConfig:
+    return Llama4TextConfig(
+        **{**_NARROW, "intermediate_size": 64},
+        intermediate_size_mlp=64,
+        num_local_experts=4,
+        num_experts_per_tok=1,
+        no_rope_layers=[1, 0, 1],
+        attention_chunk_size=WINDOW,
+        # So that queries are scaled within the first tokens.
+        floor_scale=8,
+    )
+
+
+def _olmo3() -> PreTrainedConfig:
+    return Olmo3Config(
+        **_SQUARE,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )
+
+
 def _qwen3_moe() -> PreTrainedConfig:
     return Qwen3MoeConfig(
         **_NARROW,
@@ -106,27 +186,189 @@ def _qwen3_moe() -> PreTrainedConfig:
     )
 
 
+def _gemma4() -> PreTrainedConfig:
+    return Gemma4TextConfig(
+        **_NARROW,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        hidden_size_per_layer_input=0,
+        vocab_size_per_layer_input=VOCABULARY,
+        per_layer_config={2: {"head_dim": 64}},
+        final_logit_softcapping=10.0,
+    )
+
+
+def _deepseek() -> PreTrainedConfig:
+    return DeepseekV3Config(
+        **{**_NARROW, "num_key_value_heads": 4, "head_dim": 16},
+        moe_intermediate_size=64,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        kv_lora_rank=64,
+        q_lora_rank=48,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        num_nextn_predict_layers=0,
+    )
+
+
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
+
+
+def _qwen3_next() -> PreTrainedConfig:
+    return Qwen3NextConfig(
+        **_NARROW,
+        **_LINEAR,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+    )
+
+
+def _qwen3_5() -> PreTrainedConfig:
+    return Qwen3_5TextConfig(**_NARROW, **_LINEAR)
+
+
+def _qwen3_5_moe() -> PreTrainedConfig:
+    return Qwen3_5MoeTextConfig(
+        **_NARROW,
+        **_LINEAR,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+    )
+
+
+def _cohere2() -> PreTrainedConfig:
+    return Cohere2Config(
+        **_SQUARE,
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    )
+
+
+def _deepseek_v2() -> PreTrainedConfig:
+    return DeepseekV2Config(
+        **{**_NARROW, "num_key_value_heads": 4, "head_dim": 16},
+        moe_intermediate_size=64,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=None,
+        topk_group=None,
+        first_k_dense_replace=1,
+        kv_lora_rank=64,
+        q_lora_rank=None,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+    )
+
+
+_OF_HEADS = frozenset({HookPoint.Q, HookPoint.K, HookPoint.V, HookPoint.Z})
+_MIXED = frozenset({HookPoint.MLP_ACT})
+_NORMED = "a norm comes between"
+
 FAMILIES = (
     ModelFamily("llama", "LlamaForCausalLM", lambda: LlamaConfig(**_NARROW)),
     ModelFamily(
         "mistral", "MistralForCausalLM", lambda: MistralConfig(**_NARROW, sliding_window=WINDOW)
     ),
+    ModelFamily("ministral3", "Ministral3ForCausalLM", lambda: Ministral3Config(**_NARROW)),
     # Its attention has biases, and vLLM's no width of its own for heads.
     ModelFamily("qwen2", "Qwen2ForCausalLM", lambda: Qwen2Config(**_SQUARE)),
     ModelFamily("qwen3", "Qwen3ForCausalLM", lambda: Qwen3Config(**_NARROW)),
-    ModelFamily("gemma3", "Gemma3ForCausalLM", _gemma3),
+    # Linear attention in some layers.
+    ModelFamily("qwen3.5", "Qwen3_5ForCausalLM", _qwen3_5, _OF_HEADS, "no matrices"),
+    ModelFamily(
+        "qwen3.5-moe", "Qwen3_5MoeForCausalLM", _qwen3_5_moe, _OF_HEADS | _MIXED, "no matrices"
+    ),
+    ModelFamily("gemma", "GemmaForCausalLM", lambda: GemmaConfig(**_NARROW)),
+    ModelFamily("gemma2", "Gemma2ForCausalLM", _gemma2, undivided=_NORMED),
+    ModelFamily("gemma3", "Gemma3ForCausalLM", _gemma3, undivided=_NORMED),
+    # Wider heads in some layers, and a stream that layers multiply.
+    ModelFamily(
+        "gemma4",
+        "Gemma4ForCausalLM",
+        _gemma4,
+        _OF_HEADS | _MIXED | {HookPoint.MLP_OUT},
+        "its layers multiply the stream",
+    ),
+    # Queries, keys and values are one matrix in the checkpoint too.
+    ModelFamily("phi3", "Phi3ForCausalLM", lambda: Phi3Config(**_SQUARE)),
+    # Rotary embedding of half a head, by pairs; norms of what is added, beside those before.
+    ModelFamily("glm4", "Glm4ForCausalLM", lambda: Glm4Config(**_NARROW), undivided=_NORMED),
+    # What is added is multiplied first.
+    ModelFamily("granite", "GraniteForCausalLM", _granite, undivided="a factor comes between"),
+    ModelFamily(
+        "smollm3", "SmolLM3ForCausalLM", lambda: SmolLM3Config(**_SQUARE, no_rope_layers=[1, 0, 1])
+    ),
+    # Norms of what is added, and none before.
+    ModelFamily("olmo2", "Olmo2ForCausalLM", lambda: Olmo2Config(**_SQUARE), undivided=_NORMED),
+    ModelFamily("olmo3", "Olmo3ForCausalLM", _olmo3, undivided=_NORMED),
+    # Attention and MLP side by side.
+    ModelFamily(
+        "cohere",
+        "CohereForCausalLM",
+        lambda: CohereConfig(**_SQUARE),
+        frozenset({HookPoint.RESID_MID}),
+        "which this server does not know",
+    ),
+    ModelFamily(
+        "cohere2",
+        "Cohere2ForCausalLM",
+        _cohere2,
+        frozenset({HookPoint.RESID_MID}),
+        "which this server does not know",
+    ),
     ModelFamily("gpt2", "GPT2LMHeadModel", _gpt2),
-    ModelFamily("qwen3-moe", "Qwen3MoeForCausalLM", _qwen3_moe),
+    ModelFamily("qwen3-moe", "Qwen3MoeForCausalLM", _qwen3_moe, _MIXED),
+    ModelFamily(
+        "qwen3-next", "Qwen3NextForCausalLM", _qwen3_next, _OF_HEADS | _MIXED, "no matrices"
+    ),
     ModelFamily(
         "mixtral",
         "MixtralForCausalLM",
         lambda: MixtralConfig(**_NARROW, num_local_experts=4, num_experts_per_tok=2),
+        _MIXED,
     ),
     # It norms the queries and keys of all heads at once.
     ModelFamily(
         "olmoe",
         "OlmoeForCausalLM",
         lambda: OlmoeConfig(**_SQUARE, num_experts=4, num_experts_per_tok=2),
+        _MIXED,
+    ),
+    # Attention may go to nothing.
+    ModelFamily("gpt-oss", "GptOssForCausalLM", _gpt_oss, _MIXED),
+    ModelFamily("llama4", "Llama4ForCausalLM", _llama4, _MIXED),
+    ModelFamily(
+        "deepseek-v2",
+        "DeepseekV2ForCausalLM",
+        _deepseek_v2,
+        _MIXED | {HookPoint.Q, HookPoint.K, HookPoint.V},
+        "no matrices",
+    ),
+    # Latent attention, and a first layer without experts.
+    ModelFamily(
+        "deepseek-v3",
+        "DeepseekV3ForCausalLM",
+        _deepseek,
+        _MIXED | {HookPoint.Q, HookPoint.K, HookPoint.V},
+        "no matrices",
     ),
 )
 
@@ -148,6 +390,9 @@ def make_checkpoint(
             parameter.data += _NORM_STD * noise
         else:
             parameter.data = _WEIGHT_STD * noise
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.fill_(_LAYER_SCALAR)
     model.save_pretrained(path)
     (tokenizer or make_tokenizer()).save_pretrained(path)
     return path

@@ -49,6 +49,8 @@ class Reference:
                 if isinstance(module, nn.Linear):
                     module.forward = partial(_linear, module)
         body = self.model.base_model
+        if body is self.model:  # It is named for the larger model that it is a part of.
+            body = self.model.model
         gpt2 = hasattr(body, "ln_f")
         self.layers: Any = body.h if gpt2 else body.layers
         self._final_norm: Any = body.ln_f if gpt2 else body.norm
@@ -76,8 +78,8 @@ class Reference:
     def patterns(
         self, token_ids: Sequence[int], edits: Edits | None = None
     ) -> tuple[np.ndarray, ...]:
-        """By layer, how much each token (rows) attends to each (columns): float32
-        [heads, tokens, tokens]."""
+        """Of each layer with a pattern, how much each token (rows) attends to each (columns):
+        float32 [heads, tokens, tokens]."""
         patterns = self._forward(token_ids, edits, (), keep_patterns=True).patterns
         return tuple(patterns[layer] for layer in sorted(patterns))
 
@@ -93,6 +95,11 @@ class Reference:
             site: partial(_intervene, in_order, tuple(token_ids), self.heads(site.hook_point))
             for site, in_order in by_site.items()
         }
+
+    def attention(self, layer: int) -> nn.Module:
+        """The module that attends with queries, keys and values."""
+        of_layer = self.layers[layer]
+        return of_layer.attn if hasattr(of_layer, "attn") else of_layer.self_attn
 
     def heads(self, hook_point: HookPoint) -> int:
         """How many heads make up a row of q, k, v or z; elsewhere it means nothing."""
@@ -123,32 +130,48 @@ class Reference:
         """Every hook point but those of the attention spy tells `record` while inside."""
         with ExitStack() as hooks:
 
-            def on_input(module: nn.Module, site: Site) -> None:
-                def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            def on_input(module: nn.Module, site: Site, *, own: bool = False) -> None:
+                """`own` gives the module a copy: what is edited there is not the stream."""
+
+                def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                     tensor = args[0] if args else kwargs["hidden_states"]
-                    record.at(site, tensor[0])
+                    if own:
+                        tensor = tensor.clone()
+                    record.at(site, _tokens(tensor))
+                    return ((tensor, *args[1:]), kwargs) if own else None
 
                 hooks.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-            def on_output(module: nn.Module, site: Site) -> None:
-                def hook(_: Any, _args: Any, output: Any) -> None:
+            def on_output(module: nn.Module, site: Site, *, scale: float | None = None) -> None:
+                """`scale` is what the layer would multiply it with."""
+
+                def hook(_: Any, _args: Any, output: Any) -> Any:
                     # Of a tuple or a ModelOutput the tensor, or the logits, come first.
                     tensor = output if isinstance(output, torch.Tensor) else output[0]
-                    record.at(site, tensor[0])
+                    if scale is None:
+                        record.at(site, _tokens(tensor))
+                        return None
+                    tensor = tensor * scale
+                    record.at(site, _tokens(tensor))
+                    return tensor if isinstance(output, torch.Tensor) else (tensor, *output[1:])
 
                 hooks.enter_context(module.register_forward_hook(hook))
 
             on_input(self.layers[0], Site(HookPoint.EMBEDDING))
             for index, layer in enumerate(self.layers):
-                parts = _parts(layer)
+                parts = parts_of(layer)
+                scale = hooks.enter_context(_branch_scale(layer))
                 on_input(layer, Site(HookPoint.RESID_PRE, index))
-                on_input(parts.z, Site(HookPoint.Z, index))
-                on_output(parts.attn_out, Site(HookPoint.ATTN_OUT, index))
-                on_input(parts.resid_mid, Site(HookPoint.RESID_MID, index))
-                on_input(parts.mlp_in, Site(HookPoint.MLP_IN, index))
+                if parts.z is not None:
+                    on_input(parts.z, Site(HookPoint.Z, index))
+                on_output(parts.attn_out, Site(HookPoint.ATTN_OUT, index), scale=scale)
+                if parts.resid_mid is not None:
+                    on_input(parts.resid_mid, Site(HookPoint.RESID_MID, index))
+                alone = parts.mlp_in is parts.resid_mid
+                on_input(parts.mlp_in, Site(HookPoint.MLP_IN, index), own=alone)
                 if parts.mlp_act is not None:
                     on_input(parts.mlp_act, Site(HookPoint.MLP_ACT, index))
-                on_output(parts.mlp_out, Site(HookPoint.MLP_OUT, index))
+                on_output(parts.mlp_out, Site(HookPoint.MLP_OUT, index), scale=scale)
                 on_output(layer, Site(HookPoint.RESID_POST, index))
             on_output(self._final_norm, Site(HookPoint.FINAL_NORM))
             on_output(self.model, _LOGITS)
@@ -198,21 +221,40 @@ def _intervene(
     return rows
 
 
+def _tokens(tensor: torch.Tensor) -> torch.Tensor:
+    """Of a batch of one, [tokens, ...]; a mixture may have left the batch out."""
+    return tensor if tensor.ndim == 2 else tensor[0]
+
+
+@contextmanager
+def _branch_scale(layer: Any) -> Iterator[float | None]:
+    """What a layer multiplies its branches with, which it leaves to others inside."""
+    scale = getattr(layer, "residual_multiplier", None)
+    if scale is None:
+        yield None
+        return
+    layer.residual_multiplier = 1.0
+    try:
+        yield scale
+    finally:
+        layer.residual_multiplier = scale
+
+
 def _to_rows(tensor: torch.Tensor) -> np.ndarray:
     """A copy, float32 [tokens, width]."""
     return tensor.to(torch.float32, copy=True).flatten(1).numpy()
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Parts:
     """The modules of a decoder layer at which its hook points are."""
 
-    z: nn.Module
-    """Reads what the heads return."""
+    z: nn.Module | None
+    """Reads what the heads return; None for linear attention."""
     attn_out: nn.Module
     """Returns what attention adds."""
-    resid_mid: nn.Module
-    """Reads the stream between attention and MLP."""
+    resid_mid: nn.Module | None
+    """Reads the stream between attention and MLP; None where they are side by side."""
     mlp_in: nn.Module
     """The MLP."""
     mlp_act: nn.Module | None
@@ -221,9 +263,9 @@ class _Layer:
     """Returns what the MLP adds."""
 
 
-def _parts(layer: Any) -> _Layer:
+def parts_of(layer: Any) -> Parts:
     if hasattr(layer, "ln_2"):  # GPT-2
-        return _Layer(
+        return Parts(
             z=layer.attn.c_proj,
             attn_out=layer.attn,
             resid_mid=layer.ln_2,
@@ -231,18 +273,23 @@ def _parts(layer: Any) -> _Layer:
             mlp_act=layer.mlp.c_proj,
             mlp_out=layer.mlp,
         )
-    attention, mlp = layer.self_attn, layer.mlp
-    # Gemma 3 norms what it adds.
-    post_normed = hasattr(layer, "pre_feedforward_layernorm")
-    return _Layer(
-        z=attention.o_proj,
-        attn_out=layer.post_attention_layernorm if post_normed else attention,
-        resid_mid=(
-            layer.pre_feedforward_layernorm if post_normed else layer.post_attention_layernorm
-        ),
+    attention = layer.self_attn if hasattr(layer, "self_attn") else layer.linear_attn
+    mlp = layer.feed_forward if hasattr(layer, "feed_forward") else layer.mlp
+    attn_out, mlp_out = attention, mlp
+    resid_mid = getattr(layer, "post_attention_layernorm", None)
+    if hasattr(layer, "post_mlp_layernorm"):  # GLM-4 norms what it adds.
+        attn_out, mlp_out = layer.post_self_attn_layernorm, layer.post_mlp_layernorm
+    elif hasattr(layer, "post_feedforward_layernorm"):  # So do Gemma and OLMo.
+        attn_out, mlp_out = layer.post_attention_layernorm, layer.post_feedforward_layernorm
+        # OLMo norms nothing else, so the MLP reads the stream itself.
+        resid_mid = getattr(layer, "pre_feedforward_layernorm", mlp)
+    return Parts(
+        z=getattr(attention, "o_proj", None),
+        attn_out=attn_out,
+        resid_mid=resid_mid,
         mlp_in=mlp,
         mlp_act=getattr(mlp, "down_proj", None),
-        mlp_out=layer.post_feedforward_layernorm if post_normed else mlp,
+        mlp_out=mlp_out,
     )
 
 

@@ -13,13 +13,15 @@ from actserve_server.domain.positions import Selection, Spans
 from actserve_server.domain.runs import Intervention
 from actserve_server.domain.sites import LAYERLESS, HookPoint, Site
 from tests.integration.families import FAMILIES, VOCABULARY, WINDOW, ModelFamily, make_checkpoint
-from tests.integration.reference import Reference
+from tests.integration.reference import Reference, parts_of
 
 TOKEN_IDS = np.random.default_rng(5).integers(2, VOCABULARY, 3 * WINDOW).tolist()
 EDITED_LAYER = 1
 FIRST_EDITED = WINDOW
 """Position from which on edits are made."""
 ATTENTION_INPUTS = (HookPoint.Q, HookPoint.K, HookPoint.V)
+OF_ATTENTION = (*ATTENTION_INPUTS, HookPoint.Z, HookPoint.ATTN_OUT)
+OF_MLP = (HookPoint.MLP_IN, HookPoint.MLP_ACT, HookPoint.MLP_OUT)
 
 Rows = dict[Site, np.ndarray]
 
@@ -63,26 +65,30 @@ def test_watching_changes_nothing(path: Path, rows: Rows) -> None:
 
 
 def test_every_site_has_a_row_for_every_token(
-    reference: Reference, rows: Rows, layers: range
+    family: ModelFamily, rows: Rows, layers: range
 ) -> None:
-    is_mixture = hasattr(reference.model.config, "num_experts_per_tok")
-    absent = {HookPoint.MLP_ACT} if is_mixture else set()
-    assert rows.keys() == {
+    always = {
         Site(hook_point, layer)
-        for hook_point in HookPoint
-        if hook_point not in absent
+        for hook_point in {*HookPoint} - family.unserved
         for layer in ([None] if hook_point in LAYERLESS else layers)
     }
+    assert rows.keys() >= always
+    # What the server does not have at every layer may be at some.
+    assert {site.hook_point for site in rows.keys() - always} <= family.unserved
     assert all(len(values) == len(TOKEN_IDS) for values in rows.values())
 
 
-def test_the_stream_is_the_embedding_plus_what_every_layer_adds(rows: Rows, layers: range) -> None:
+def test_the_stream_is_the_embedding_plus_what_every_layer_adds(
+    reference: Reference, rows: Rows, layers: range
+) -> None:
     stream = rows[Site(HookPoint.EMBEDDING)]
     for layer in layers:
         assert _close(rows[Site(HookPoint.RESID_PRE, layer)], stream)
         stream = stream + rows[Site(HookPoint.ATTN_OUT, layer)]
-        assert _close(rows[Site(HookPoint.RESID_MID, layer)], stream)
+        if (mid := Site(HookPoint.RESID_MID, layer)) in rows:
+            assert _close(rows[mid], stream)
         stream = stream + rows[Site(HookPoint.MLP_OUT, layer)]
+        stream = stream * float(getattr(reference.layers[layer], "layer_scalar", 1.0))
         assert _close(rows[Site(HookPoint.RESID_POST, layer)], stream)
 
 
@@ -91,9 +97,8 @@ def test_z_is_the_softmax_of_queries_times_keys_times_values(
 ) -> None:
     config = reference.model.config
     patterns = reference.patterns(TOKEN_IDS)
-    assert len(patterns) == len(layers)
     heads = config.num_attention_heads
-    for layer in layers:
+    for layer, found in zip(_attending(rows, layers), patterns, strict=True):
         q, z = (_by_head(rows[Site(hook, layer)], heads) for hook in (HookPoint.Q, HookPoint.Z))
         key_value_heads = getattr(config, "num_key_value_heads", heads)
         k, v = (
@@ -102,11 +107,34 @@ def test_z_is_the_softmax_of_queries_times_keys_times_values(
             )
             for hook in (HookPoint.K, HookPoint.V)
         )
-        scale = getattr(config, "query_pre_attn_scalar", q.shape[-1]) ** -0.5
+        attention = reference.attention(layer)
+        scale = getattr(attention, "scaling", q.shape[-1] ** -0.5)
         scores = q @ k.transpose(0, 2, 1) * scale
-        pattern = _softmax(np.where(_sees(config, layer), scores, -np.inf))
-        assert _close(patterns[layer], pattern)
-        assert _close(z, pattern @ v)
+        if cap := getattr(config, "attn_logit_softcapping", None):
+            scores = cap * np.tanh(scores / cap)
+        scores = np.where(_sees(config, layer), scores, -np.inf)
+        if (sinks := getattr(attention, "sinks", None)) is not None:
+            nothing = np.broadcast_to(sinks.detach().numpy()[:, None, None], scores[..., :1].shape)
+            scores = np.concatenate([scores, nothing], axis=-1)
+        pattern = _softmax(scores)[..., : len(TOKEN_IDS)]
+        assert _close(found, pattern)
+        # Some multiply what attention gives before it is projected.
+        if not _gates(attention):
+            assert _close(z, pattern @ v)
+
+
+def _attending(rows: Rows, layers: range) -> list[int]:
+    """The layers whose attention has patterns; others' is linear."""
+    attending = [layer for layer in layers if Site(HookPoint.Q, layer) in rows]
+    assert attending
+    return attending
+
+
+def _gates(attention: nn.Module) -> bool:
+    """Whether its queries come with as many gates."""
+    made = getattr(attention, "q_proj", None)
+    read = getattr(attention, "o_proj", None)
+    return made is not None and read is not None and made.out_features == 2 * read.in_features
 
 
 def _by_head(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -119,6 +147,9 @@ def _sees(config: PreTrainedConfig, layer: int) -> np.ndarray:
     distance = np.subtract.outer(np.arange(len(TOKEN_IDS)), np.arange(len(TOKEN_IDS)))
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
+    if types and types[layer] == "chunked_attention":
+        chunks = np.arange(len(TOKEN_IDS)) // config.attention_chunk_size
+        return (distance >= 0) & np.equal.outer(chunks, chunks)
     if window is None or (types and types[layer] == "full_attention"):
         return distance >= 0
     return (distance >= 0) & (distance < window)
@@ -134,21 +165,29 @@ def test_what_the_mlp_adds_is_computed_from_its_input_and_its_activation(
 ) -> None:
     for index in layers:
         layer = reference.layers[index]
+        parts = parts_of(layer)
         with torch.no_grad():
-            out = layer.mlp(torch.from_numpy(rows[Site(HookPoint.MLP_IN, index)])[None])
-            added = getattr(layer, "post_feedforward_layernorm", nn.Identity())(out)
-            assert _close(rows[Site(HookPoint.MLP_OUT, index)], added[0].numpy())
+            out = parts.mlp_in(torch.from_numpy(rows[Site(HookPoint.MLP_IN, index)])[None])
+            out = out[0] if isinstance(out, tuple) else out
+            added = out if parts.mlp_out is parts.mlp_in else parts.mlp_out(out)
+            added = added * getattr(layer, "residual_multiplier", 1.0)
+            assert _close(rows[Site(HookPoint.MLP_OUT, index)], added.squeeze(0).numpy())
             activation = rows.get(Site(HookPoint.MLP_ACT, index))
             if activation is not None:
-                mlp = layer.mlp
-                down = mlp.c_proj if hasattr(mlp, "c_proj") else mlp.down_proj
-                assert _close(down(torch.from_numpy(activation)).numpy(), out[0].numpy())
+                assert parts.mlp_act is not None
+                made = parts.mlp_act(torch.from_numpy(activation))
+                assert _close(made.numpy(), out.squeeze(0).numpy())
 
 
 def test_logits_are_the_final_norm_times_the_unembedding(reference: Reference, rows: Rows) -> None:
     unembedding = reference.model.get_output_embeddings().weight.detach().numpy()
     logits = rows[Site(HookPoint.LOGITS)]
-    assert _close(rows[Site(HookPoint.FINAL_NORM)] @ unembedding.T, logits)
+    config = reference.model.config
+    made = rows[Site(HookPoint.FINAL_NORM)] @ unembedding.T
+    made = made * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+    if cap := getattr(config, "final_logit_softcapping", None):
+        made = cap * np.tanh(made / cap)
+    assert _close(made, logits)
     last = torch.log_softmax(torch.from_numpy(logits[-1]), -1).numpy()
     assert np.array_equal(reference.logprobs(TOKEN_IDS), last)
 
@@ -158,6 +197,11 @@ def test_an_edit_changes_what_is_downstream_and_nothing_else(
 ) -> None:
     # Sites are in the order of the pass, but none of these three leads to another.
     beside = {Site(hook_point, EDITED_LAYER) for hook_point in ATTENTION_INPUTS}
+    # Nor attention to the MLP, where they are side by side.
+    in_attention, in_mlp = (
+        {Site(point, EDITED_LAYER) for point in points} for points in (OF_ATTENTION, OF_MLP)
+    )
+    side_by_side = Site(HookPoint.RESID_MID, EDITED_LAYER) not in rows
     in_order = list(rows)
     for edited in in_order:
         if edited.layer not in (None, EDITED_LAYER):
@@ -169,14 +213,20 @@ def test_an_edit_changes_what_is_downstream_and_nothing_else(
         reached = in_order.index(edited)
         for index, site in enumerate(in_order):
             change = np.abs(after[site] - rows[site]).max(-1)
-            if index < reached or (edited in beside and site in beside - {edited}):
+            apart = edited in beside and site in beside - {edited}
+            apart |= side_by_side and edited in in_attention and site in in_mlp
+            if index < reached or apart:
                 assert not change.any(), f"{edited} changes {site}"
             else:
                 assert change[:FIRST_EDITED].max() < 1e-4, f"{edited} changes earlier {site}"
                 assert change[FIRST_EDITED:].max() > 1e-2, f"{edited} does not change {site}"
 
 
-def test_edits_of_several_sites_follow_each_other(reference: Reference, rows: Rows) -> None:
+def test_edits_of_several_sites_follow_each_other(
+    family: ModelFamily, reference: Reference, rows: Rows
+) -> None:
+    if HookPoint.RESID_MID in family.unserved:
+        pytest.skip("there is no stream between attention and MLP")
     attn_out, resid_mid, resid_post, resid_pre = (
         Site(HookPoint.ATTN_OUT, EDITED_LAYER),
         Site(HookPoint.RESID_MID, EDITED_LAYER),
@@ -195,16 +245,20 @@ def test_edits_of_several_sites_follow_each_other(reference: Reference, rows: Ro
     before = rows[Site(HookPoint.RESID_PRE, EDITED_LAYER)]
     assert np.array_equal(after[resid_mid], 2 * before)
     mlp_out = after[Site(HookPoint.MLP_OUT, EDITED_LAYER)]
-    assert np.array_equal(after[resid_post], 2 * before + mlp_out + 1)
+    scale = np.float32(getattr(reference.layers[EDITED_LAYER], "layer_scalar", 1.0))
+    assert np.array_equal(after[resid_post], (2 * before + mlp_out) * scale + 1)
     assert np.array_equal(after[resid_pre], -after[resid_post])
 
 
-def test_edited_keys_change_who_attends_to_whom(reference: Reference) -> None:
+def test_edited_keys_change_who_attends_to_whom(
+    reference: Reference, rows: Rows, layers: range
+) -> None:
     keys = Site(HookPoint.K, EDITED_LAYER)
-    pattern = reference.patterns(TOKEN_IDS, {keys: np.zeros_like})[EDITED_LAYER]
-    # Keys of zero leave every token that is seen alike.
+    patterns = reference.patterns(TOKEN_IDS, {keys: np.zeros_like})
+    pattern = patterns[_attending(rows, layers).index(EDITED_LAYER)]
+    # Keys of zero leave every token that is seen alike, whatever goes to none.
     seen = pattern > 0
-    assert _close(pattern, seen / seen.sum(-1, keepdims=True))
+    assert _close(pattern / pattern.sum(-1, keepdims=True), seen / seen.sum(-1, keepdims=True))
 
 
 def test_interventions_apply_in_order_to_their_positions_and_heads(

@@ -109,6 +109,13 @@ def reference_head_matrix(
         else:
             order = (HeadMatrix.QUERY, HeadMatrix.KEY, HeadMatrix.VALUE)
             whole = attention.c_attn.weight.chunk(3, dim=1)[order.index(matrix)]
+    elif hasattr(of_layer.self_attn, "qkv_proj") and matrix is not HeadMatrix.OUTPUT:
+        width = of_layer.self_attn.head_dim
+        sizes = [
+            reference.heads(point) * width for point in (HookPoint.Q, HookPoint.K, HookPoint.V)
+        ]
+        parts = of_layer.self_attn.qkv_proj.weight.T.split(sizes, dim=1)
+        whole = parts[(HeadMatrix.QUERY, HeadMatrix.KEY, HeadMatrix.VALUE).index(matrix)]
     else:
         whole = getattr(of_layer.self_attn, f"{_NAMES[matrix]}_proj").weight.T
     return whole.chunk(heads, dim=0 if matrix is HeadMatrix.OUTPUT else 1)[head].detach().numpy()

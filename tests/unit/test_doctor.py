@@ -167,8 +167,8 @@ def test_a_model_that_is_not_there_or_not_served_is_told_once(tmp_path: Path) ->
     assert told == (Verdict.BAD, f"model: model folder not found: {missing}")
     assert found("memory", model=missing) == []
     (told,) = found("model", model=checkpoint(tmp_path / "other", "MambaForCausalLM"))
-    assert told[0] is Verdict.BAD
-    assert "MambaForCausalLM is not served" in told[1]
+    assert told[0] is Verdict.WORTH_A_LOOK
+    assert "MambaForCausalLM, of which the server knows nothing" in told[1]
     (told,) = found("model", model=checkpoint(tmp_path / "served", "LlamaForCausalLM"))
     assert told[0] is Verdict.GOOD
 

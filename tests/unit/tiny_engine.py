@@ -40,6 +40,7 @@ from actserve_server.domain.runs import (
     TokenLogprob,
     TokenLogprobs,
     Tokens,
+    Unembed,
 )
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.domain.tensors import ElementType, convert, to_float32
@@ -50,6 +51,7 @@ from actserve_server.domain.weights import (
     LogitTarget,
     TokenMatrix,
 )
+from actserve_server.engine.fake_model import predict
 
 WIDTH, HEADS, KEY_VALUE_HEADS, HEAD_WIDTH, MLP_WIDTH = 16, 4, 2, 4, 24
 SHAPES = {
@@ -133,7 +135,8 @@ def apply(rows: np.ndarray, edits: Iterable[Edit]) -> np.ndarray:
 class TinyEngine:
     """Implements `actserve_server.engine.api.Engine`, for runs of one token.
 
-    It knows neither heads nor predictions nor projections, and does not report on interventions.
+    It knows neither heads nor projections, and does not report on interventions; predictions are
+    those of streams.
     """
 
     def __init__(
@@ -292,6 +295,14 @@ class TinyEngine:
                 for index, site in enumerate(capture.sites):
                     rows = self._pattern_rows(capture.derived, site, run, batch, span)[positions]
                     yield Rows(number, index, positions, rows)
+                continue
+            if isinstance(capture.derived, Unembed):
+                for index, site in enumerate(capture.sites):
+                    normed = _norm(batch.captured[site][span[positions]])
+                    told = [
+                        predict(capture.derived, row @ self._embedding.T, None) for row in normed
+                    ]
+                    yield Rows(number, index, positions, np.stack(told))
                 continue
             assert capture.derived is None
             for index, site in enumerate(capture.sites):

@@ -114,6 +114,9 @@ class ModelInfo:
     """Why interventions cannot have conditions; empty when they can."""
     monitors_unserved: str = ""
     """Why `ProbeOutputs` cannot be captured; empty when they can."""
+    found_by_structure: bool = False
+    """Whether nobody has compared its hook points with another implementation, so that they are
+    served only as far as start-up proves them."""
     weights: WeightsInfo = NO_WEIGHTS
     adapters: Mapping[str, LoraAdapter] = field(default_factory=dict)
     """The LoRA adapters that it can run with, by id."""

@@ -37,6 +37,7 @@ from actserve_server.domain.tensors import to_float32
 from actserve_server.engine.api import Engine
 from actserve_server.engine.selftest_checks import (
     ACCURACY,
+    LOGPROBS,
     Failures,
     SiteRows,
     broken_sums,
@@ -61,6 +62,7 @@ from actserve_server.engine.selftest_probes import (
     writing,
     written_rows,
 )
+from actserve_server.engine.selftest_stream import OF_STREAM, last_stream_misses
 
 T = TypeVar("T")
 
@@ -71,8 +73,6 @@ MORE_THAN_NOISE = 3
 """How many times further from alone than without a change a row must be to count as moved."""
 VARIETY = 16
 """Token ids to choose from at least, where there are so many."""
-LOGPROBS = 20
-"""Of as many tokens what the model samples by is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,21 @@ async def self_test(engine: Engine) -> SelfTest:
     while found := await _Round(engine, info, runs).run():
         failures |= {point: failure.reason for point, failure in found.items()}
         info = _without(info, found)
+    if info.found_by_structure and (why := await _unproven_stream(engine, info)):
+        failures |= dict.fromkeys(OF_STREAM, why)
+        info = _without(info, dict.fromkeys(OF_STREAM, _Failure(why, of_changes=False)))
     return SelfTest(info, failures, next(runs))
+
+
+async def _unproven_stream(engine: Engine, info: ModelInfo) -> str | None:
+    """Why a map that was found by structure is not to be believed. One fault is enough, whichever
+    hook point shows it."""
+    told = engine.info
+    for point in OF_STREAM:
+        if info.hook_points[point].unserved and not told.hook_points[point].unserved:
+            return f"{point} {info.hook_points[point].unserved}"
+    prompt, _ = make_prompts(info.vocabulary_size, np.random.default_rng(0))
+    return await last_stream_misses(engine, info, prompt)
 
 
 async def find_failures(engine: Engine, info: ModelInfo, adapter: str = "") -> Failures:

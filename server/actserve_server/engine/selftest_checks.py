@@ -20,6 +20,12 @@ SiteRows = Mapping[Site, np.ndarray]
 Failures = Mapping[HookPoint, str]
 """What is wrong with a hook point's rows."""
 
+LOGPROBS = 20
+"""Of as many tokens what the model samples by is looked at."""
+LOGPROB_TOLERANCE = {ElementType.F32: 1e-3, ElementType.F16: 0.25, ElementType.BF16: 0.25}
+"""How far log probabilities of two computations may be apart, as a share of how far they are from
+their mean. In 16 bits this is no more than rounding usually makes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
@@ -235,3 +241,18 @@ def wrong_logits(
         f"they are {found:.3g} times the logits by which the model samples; the limit is 1 +- "
         f"{limit:.2g}"
     )
+
+
+def logprob_difference(
+    told: Mapping[int, float], wanted: Mapping[int, float], tolerance: float
+) -> str | None:
+    """What makes log probabilities not the wanted ones, both of the likeliest tokens."""
+    both = sorted(told.keys() & wanted.keys())
+    if 2 * len(both) < len(wanted):
+        return f"of the {len(wanted)} likeliest tokens it knows {len(both)}"
+    one, other = (np.array([each[token] for token in both]) for each in (told, wanted))
+    size = float(np.linalg.norm(other - other.mean())) or 1.0
+    error = float(np.linalg.norm(one - other)) / size
+    if error <= tolerance:
+        return None
+    return f"log probabilities are off by {error:.2g} of their size; the limit is {tolerance:g}"

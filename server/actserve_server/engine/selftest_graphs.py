@@ -17,14 +17,10 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import NO_END, Selection, Spans
 from actserve_server.domain.runs import GREEDY_ONE_TOKEN, Capture, Run, Tokens
 from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.api import Engine
-from actserve_server.engine.selftest import LOGPROBS, find_failures, make_prompts
+from actserve_server.engine.selftest import find_failures, make_prompts
+from actserve_server.engine.selftest_checks import LOGPROB_TOLERANCE, LOGPROBS, logprob_difference
 from actserve_server.engine.selftest_probes import Prompt, served_sites
-
-TOLERANCE = {ElementType.F32: 1e-3, ElementType.F16: 0.25, ElementType.BF16: 0.25}
-"""How far log probabilities may be apart, as a share of how far they are from their mean. A graph
-that fails costs time and no answer, so in 16 bits this is no more than rounding usually makes."""
 
 _ids = itertools.count()
 
@@ -45,7 +41,7 @@ async def _failure(engine: Engine, info: ModelInfo, points: frozenset[HookPoint]
     reached = tuple(site for site in sites if site.hook_point in points)
     for prompt in make_prompts(info.vocabulary_size, np.random.default_rng(0)):
         told, wanted = [await _told(engine, info, prompt, which) for which in (reached, sites)]
-        if wrong := _difference(told, wanted, TOLERANCE[info.element_type]):
+        if wrong := logprob_difference(told, wanted, LOGPROB_TOLERANCE[info.element_type]):
             return wrong
     if reached and (found := await find_failures(engine, _only(info, points))):
         return next(iter(found.values()))
@@ -59,21 +55,6 @@ def _only(info: ModelInfo, points: frozenset[HookPoint]) -> ModelInfo:
         for point, found in info.hook_points.items()
     }
     return replace(info, hook_points=left_out)
-
-
-def _difference(
-    told: Mapping[int, float], wanted: Mapping[int, float], tolerance: float
-) -> str | None:
-    """What makes log probabilities not the wanted ones, both of the likeliest tokens."""
-    both = sorted(told.keys() & wanted.keys())
-    if 2 * len(both) < len(wanted):
-        return f"of the {len(wanted)} likeliest tokens it knows {len(both)}"
-    one, other = (np.array([each[token] for token in both]) for each in (told, wanted))
-    size = float(np.linalg.norm(other - other.mean())) or 1.0
-    error = float(np.linalg.norm(one - other)) / size
-    if error <= tolerance:
-        return None
-    return f"log probabilities are off by {error:.2g} of their size; the limit is {tolerance:g}"
 
 
 async def _told(

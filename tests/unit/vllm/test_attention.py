@@ -12,7 +12,7 @@ from vllm.v1.attention.backend import AttentionType
 
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.engine.vllm.attention import describe_attention, rules
-from actserve_server.engine.vllm.families import family_of
+from actserve_server.engine.vllm.families import FAMILIES
 
 
 class Core(nn.Module):
@@ -40,7 +40,7 @@ def _model(*cores: Core) -> nn.Module:
 
 def _described(*cores: Core) -> dict[str, Any]:
     """As the server gets it from the worker's process."""
-    found = describe_attention(_model(*cores), family_of("LlamaForCausalLM"))
+    found = describe_attention(_model(*cores), FAMILIES["LlamaForCausalLM"])
     return msgspec.msgpack.decode(msgspec.msgpack.encode(found))
 
 

@@ -12,7 +12,7 @@ from actserve_server.domain.positions import NO_END
 from actserve_server.domain.runs import Run
 from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.cuda_graphs import CudaGraphs
-from actserve_server.engine.vllm.families import family_of
+from actserve_server.engine.vllm.families import FAMILIES
 from actserve_server.engine.vllm.graphs import FULL, PLAIN, STREAM
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.worker import WorkerConfig
@@ -20,7 +20,7 @@ from tests.unit.vllm.standins import Runner, VllmWorker, Worker
 from tests.unit.vllm.steps import at, change, make_run, read
 from tests.unit.vllm.toys import WIDTH, Model
 
-LLAMA = family_of("LlamaForCausalLM")
+LLAMA = FAMILIES["LlamaForCausalLM"]
 PLAIN_RUN, CAPTURED = make_run(), make_run(read("resid_post.0"))
 LATE = make_run(change(Add(np.ones(WIDTH), 1.0), "resid_post.0", where=at((5, NO_END))))
 

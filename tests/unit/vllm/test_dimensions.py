@@ -7,7 +7,7 @@ import pytest
 from actserve_server.domain.model import HookPointInfo
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm.dimensions import Dimensions
-from actserve_server.engine.vllm.families import family_of
+from actserve_server.engine.vllm.families import FAMILIES
 from tests.unit.vllm.toys import (
     HEAD_WIDTH,
     HEADS,
@@ -27,7 +27,7 @@ CONFIG = SimpleNamespace(
 
 
 def _dimensions(architecture: str = "LlamaForCausalLM", ranks: int = 1) -> Dimensions:
-    return Dimensions.of(Model(architecture), family_of(architecture), CONFIG, ranks)
+    return Dimensions.of(Model(architecture), FAMILIES[architecture], CONFIG, ranks)
 
 
 @pytest.mark.parametrize(

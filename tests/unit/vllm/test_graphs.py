@@ -19,7 +19,7 @@ from actserve_server.domain.runs import Run, Unembed
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.attach import attach_taps
-from actserve_server.engine.vllm.families import family_of
+from actserve_server.engine.vllm.families import FAMILIES
 from actserve_server.engine.vllm.graphs import FULL, PLAIN, STREAM, Graphs
 from actserve_server.engine.vllm.layout import SiteKey
 from actserve_server.engine.vllm.records import FailureRecord, RowsRecord, read
@@ -31,7 +31,7 @@ from tests.unit.vllm.standins import Worker
 from tests.unit.vllm.steps import at, change, make_run, site
 from tests.unit.vllm.toys import FINAL_NORM, HEADS, WIDTH, Model, textbook
 
-LLAMA = family_of("LlamaForCausalLM")
+LLAMA = FAMILIES["LlamaForCausalLM"]
 ROW = np.linspace(-2, 2, WIDTH, dtype=np.float32)
 ADD = Add(ROW, 5.0)
 

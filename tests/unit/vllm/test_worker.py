@@ -22,7 +22,7 @@ from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm import attach, graphs, head, layout, tapped_run, taps, wire
 from actserve_server.engine.vllm import worker as worker_module
 from actserve_server.engine.vllm.dimensions import Dimensions
-from actserve_server.engine.vllm.families import Family, family_of
+from actserve_server.engine.vllm.families import FAMILIES, Family
 from actserve_server.engine.vllm.project_rows import project
 from actserve_server.engine.vllm.records import (
     FailureRecord,
@@ -61,7 +61,7 @@ def worker(ring: RingReader) -> Worker:
     return Worker(WorkerConfig(str(ring.folder), LLAMA))
 
 
-LLAMA = family_of("LlamaForCausalLM")
+LLAMA = FAMILIES["LlamaForCausalLM"]
 POST = site("resid_post.0")
 ROW = np.linspace(-2, 2, WIDTH, dtype=np.float32)
 STEERED = make_run(change(Add(ROW, 5.0), "resid_post.0"))
@@ -517,7 +517,7 @@ def test_tokens_that_may_be_rejected_fail_the_step(worker: Worker) -> None:
 
 def test_a_model_that_is_not_what_its_architecture_says_is_refused(ring: RingReader) -> None:
     with pytest.raises(ValueError, match=r"has no module transformer\.h"):
-        Worker(WorkerConfig(str(ring.folder), family_of("GPT2LMHeadModel")))
+        Worker(WorkerConfig(str(ring.folder), FAMILIES["GPT2LMHeadModel"]))
 
 
 # What is tapped.

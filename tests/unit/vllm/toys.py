@@ -1,6 +1,7 @@
 """Small models in the shapes that vLLM gives its model families, and the same computation as a
 textbook writes it: without modules, deferring nothing, every site named as it is reached."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
 from actserve_server.domain.sites import HookPoint, Site
 
@@ -44,15 +46,19 @@ class Norm(nn.Module):
         return self.normed(residual), residual
 
     def normed(self, x: torch.Tensor) -> torch.Tensor:
-        return x * self.weight / x.square().mean(1, keepdim=True).sqrt()
+        return x * self.weight / x.square().mean(-1, keepdim=True).sqrt()
 
 
-class Core(nn.Module):
+class Core(nn.Module, AttentionLayerBase):
     """Stands for attention: each token only looks at itself, which is enough to tell q, k and v
     apart."""
 
     num_heads, head_size = HEADS, HEAD_WIDTH
     attn_type, sliding_window, impl = "decoder", None, SimpleNamespace(scale=0.5)
+
+    def get_attn_backend(self) -> Any: ...
+
+    def get_kv_cache_spec(self, vllm_config: Any) -> Any: ...
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         heads = [x.unflatten(1, (-1, HEAD_WIDTH)) for x in (q, k, v)]
@@ -106,6 +112,20 @@ class Layer(nn.Module):
     mid_norm: Norm
     attention: Attention
     mlp: Mlp
+    deferred = False
+    """Whether it takes and returns a pair."""
+    batched = False
+    """Whether it computes a batch of one."""
+    side_by_side = False
+    """Whether attention and MLP read the same."""
+
+    def before_attention(self, x: torch.Tensor) -> torch.Tensor:
+        """What attention reads of the stream."""
+        return self.norm.normed(x)
+
+    def before_mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """What the MLP reads of the stream."""
+        return self.mid_norm.normed(x)
 
     def attention_branch(self, z: torch.Tensor) -> torch.Tensor:
         """What is added to the stream."""
@@ -118,6 +138,8 @@ class Layer(nn.Module):
 
 class DeferredLayer(Layer):
     """As in Llama: what flows is (branch, residual)."""
+
+    deferred = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,6 +202,66 @@ class AddingLayer(Layer):
         return hidden_states + self.mlp(self.ln_2(hidden_states))
 
 
+class ScaledLayer(DeferredLayer):
+    """As in Granite: multiplies what it adds at once."""
+
+    deferred, scale = False, 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.residual_multiplier = self.scale
+
+    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        x = hidden_states
+        x = x + self.attention(hidden_states=self.norm(x)) * self.residual_multiplier
+        return x + self.mlp(self.mid_norm(x)) * self.residual_multiplier
+
+    def attention_branch(self, z: torch.Tensor) -> torch.Tensor:
+        return super().attention_branch(z) * self.scale
+
+    def mlp_branch(self, act: torch.Tensor) -> torch.Tensor:
+        return super().mlp_branch(act) * self.scale
+
+
+class SideBySideLayer(DeferredLayer):
+    """As in Cohere: attention and MLP read the same, and a stale residual is returned too."""
+
+    deferred, side_by_side = False, True
+
+    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> Any:  # type: ignore[override]
+        x = self.norm(hidden_states)
+        return hidden_states + self.attention(hidden_states=x) + self.mlp(x), hidden_states
+
+
+class BatchedAttention(Attention):
+    """As vLLM runs that of transformers: the core is called by the name of its method."""
+
+    def forward(self, hidden_states: torch.Tensor) -> Any:
+        z = self.attn.forward(*self.split(hidden_states[0]))
+        return self.get_submodule(self._out)(z[None])[0], None
+
+
+class PostNormedLayer(GemmaLayer):
+    """As in OLMo 2, by transformers: adds at once what it norms, and norms nothing else."""
+
+    deferred, batched = False, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = self.self_attn = BatchedAttention("qkv_proj", "o_proj")
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        x = hidden_states
+        x = x + self.post_attention_layernorm(self.attention(hidden_states=x)[0])
+        return x + self.post_feedforward_layernorm(self.mlp(x))
+
+    def before_attention(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def before_mlp(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
 class MixtureLayer(DeferredLayer):
     """As in Mixtral, but for its single expert, which is no module of the layer's own."""
 
@@ -194,6 +276,9 @@ LAYER_KINDS: Mapping[str, type[Layer]] = {
     "Gemma3ForCausalLM": GemmaLayer,
     "MixtralForCausalLM": MixtureLayer,
     "GPT2LMHeadModel": AddingLayer,
+    "GraniteForCausalLM": ScaledLayer,
+    "CohereForCausalLM": SideBySideLayer,
+    "Olmo2ForCausalLM": PostNormedLayer,
 }
 
 
@@ -215,10 +300,11 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(5)
         kind = LAYER_KINDS[architecture]
-        self.deferred, self.by_name = kind is not AddingLayer, by_name
+        self.kind, self.by_name = kind, by_name
+        self.takes_positions = "positions" in inspect.signature(kind.forward).parameters
         layers = nn.ModuleList(kind() for _ in range(LAYERS))
         self.norm = Norm()
-        if self.deferred:
+        if kind is not AddingLayer:
             self.model = nn.Module()
             self.model.layers, self.model.norm = layers, self.norm
         else:
@@ -229,16 +315,19 @@ class Model(nn.Module):
 
     @property
     def layers(self) -> Iterator[Layer]:
-        yield from self.model.layers if self.deferred else self.transformer.h  # type: ignore[misc]
+        yield from self.transformer.h if self.kind is AddingLayer else self.model.layers  # type: ignore[misc]
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
         # A copy, for the engine's own buffer is overwritten too.
         hidden, residual = embeddings.clone(), None
-        if not self.deferred:
-            for layer in self.layers:
-                hidden = layer(hidden)
-            return self.norm(hidden)
         positions = torch.arange(len(hidden))
+        if not self.kind.deferred:
+            hidden = hidden[None] if self.kind.batched else hidden
+            for layer in self.layers:
+                hidden = layer(positions, hidden) if self.takes_positions else layer(hidden)
+                hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+            hidden = self.norm(hidden)
+            return hidden[0] if self.kind.batched else hidden
         for layer in self.layers:
             if self.by_name:
                 hidden, residual = layer(
@@ -274,14 +363,17 @@ class Textbook:
 
     def _layer(self, index: int, layer: Layer, x: torch.Tensor) -> torch.Tensor:
         x = self._at(HookPoint.RESID_PRE, index, x)
-        q, k, v = layer.attention.split(layer.norm.normed(x))
+        read = layer.before_attention(x)
+        q, k, v = layer.attention.split(read)
         q = self._at(HookPoint.Q, index, q)
         k = self._at(HookPoint.K, index, k)
         v = self._at(HookPoint.V, index, v)
         z = self._at(HookPoint.Z, index, Core()(q, k, v))
         x = x + self._at(HookPoint.ATTN_OUT, index, layer.attention_branch(z))
-        x = self._at(HookPoint.RESID_MID, index, x)
-        act = layer.mlp.activate(self._at(HookPoint.MLP_IN, index, layer.mid_norm.normed(x)))
+        if not layer.side_by_side:
+            x = self._at(HookPoint.RESID_MID, index, x)
+            read = layer.before_mlp(x)
+        act = layer.mlp.activate(self._at(HookPoint.MLP_IN, index, read))
         act = self._at(HookPoint.MLP_ACT, index, act)
         x = x + self._at(HookPoint.MLP_OUT, index, layer.mlp_branch(act))
         return self._at(HookPoint.RESID_POST, index, x)

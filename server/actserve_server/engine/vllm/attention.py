@@ -6,11 +6,14 @@ import numpy as np
 from torch import nn
 
 from actserve_server.domain.attention_rules import AttentionRule
+from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.vllm.families import Family
 
 
 def describe_attention(model: nn.Module, family: Family) -> dict[str, Any]:
     """Each layer's rule as plain numbers, or why patterns cannot be computed; `rules` reads it."""
+    if family.attention_core is None:
+        return {"attention": [], "attention_unserved": family.unserved[HookPoint.Q]}
     layers: Any = model.get_submodule(family.layers)
     cores = [layer.get_submodule(family.attention_core) for layer in layers]
     for index, core in enumerate(cores):

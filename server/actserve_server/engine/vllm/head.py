@@ -68,7 +68,7 @@ class Head:
             part = slice(start, start + ROWS_AT_ONCE)
             try:
                 with self._agreed():
-                    logits = self._logits(rows[part] if normed else self._final_norm(rows[part]))
+                    logits = self._logits(rows[part] if normed else self._norm(rows[part]))
                 if error is None:
                     made.append(make(logits, part))
             except NotGatheredError:
@@ -78,6 +78,11 @@ class Head:
         if error is not None:
             raise error
         return torch.cat(made) if len(made) > 1 else made[0]
+
+    def _norm(self, rows: torch.Tensor) -> torch.Tensor:
+        normed = self._final_norm(rows)
+        # Some return a residual too, of which there is none.
+        return normed[0] if isinstance(normed, tuple) else normed
 
     def _agreed(self) -> AbstractContextManager[None]:
         return nullcontext() if self._gather is None else self._gather.agreed()

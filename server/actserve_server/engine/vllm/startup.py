@@ -23,7 +23,7 @@ from actserve_server.engine.vllm import cpus, processor
 from actserve_server.engine.vllm.ask_workers import ask
 from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
-from actserve_server.engine.vllm.families import Family, family_of
+from actserve_server.engine.vllm.families import FAMILIES, Family
 from actserve_server.engine.vllm.lora_engine import check_adaptable, lora_args, lora_bytes
 from actserve_server.engine.vllm.options import EngineOptions
 from actserve_server.engine.vllm.sampling import default_sampling
@@ -131,6 +131,8 @@ def configured(options: EngineOptions, ring_folder: Path) -> VllmConfig:
         _check_fits(config, options)
     except ValueError as error:
         raise ValueError(f"{options.model_path}: {error}") from None
+    if family is None:
+        log.info("family not in the table", architecture=config.model_config.architecture)
     hook_points = tuple(options.hook_points or HookPoint)
     config.scheduler_config.scheduler_cls = scheduler_path(config)
     config.additional_config = WorkerConfig(
@@ -151,14 +153,15 @@ def configured(options: EngineOptions, ring_folder: Path) -> VllmConfig:
     return config
 
 
-def served_family(config: VllmConfig) -> Family:
-    """The family of the model. Raises ValueError if it cannot be served exactly."""
+def served_family(config: VllmConfig) -> Family | None:
+    """The family of the model; None if it is to be found by structure. Raises ValueError if it
+    cannot be served exactly."""
     if config.speculative_config is not None:
         raise ValueError(
             "speculative decoding is not served: it computes rows of tokens that are then "
             "rejected; give the model without its speculator"
         )
-    return family_of(config.model_config.architecture)
+    return FAMILIES.get(config.model_config.architecture)
 
 
 async def describe(
@@ -214,6 +217,7 @@ async def describe(
         pattern_rows_unserved="",
         weights=weights_info(found["weights"]),
         adapters={each.id: each for each in options.adapters},
+        found_by_structure=found["found"],
         step_tokens=llm.vllm_config.scheduler_config.max_num_batched_tokens,
         vector_bytes=options.vector_budget_bytes,
     )
@@ -237,6 +241,8 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     args |= lora_args(options.adapters)
     args["model"] = options.model_path
     args["enable_prompt_embeds"] = options.place_embeddings
+    # Of a model that also takes images the decoder alone is loaded.
+    args["language_model_only"] = True
     args["served_model_name"] = options.model_id  # As vLLM's metrics name it.
     if options.nnodes > 1:
         args["distributed_executor_backend"] = "mp"

@@ -19,12 +19,13 @@ import torch
 
 from actserve_server.domain.runs import Unembed
 from actserve_server.domain.sites import HookPoint
-from actserve_server.engine.vllm import attach, graphs, layout, taps, wire
+from actserve_server.engine.vllm import attach, found_family, graphs, layout, taps, wire
 from actserve_server.engine.vllm.attach import attach_taps
 from actserve_server.engine.vllm.attention import describe_attention, rules
 from actserve_server.engine.vllm.bank import BankFullError, VectorBank
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import Family
+from actserve_server.engine.vllm.found_family import find_family
 from actserve_server.engine.vllm.graphs import Graphs
 from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 _NOWHERE: Set[int] = frozenset()
 
-_GRAPH_CODE = (attach, graphs, layout, taps)
+_GRAPH_CODE = (attach, found_family, graphs, layout, taps)
 """The modules that, with a family's paths, decide where taps are in the compiled graph."""
 
 
@@ -52,7 +53,8 @@ class WorkerConfig:
     """vLLM's `additional_config`: how the server reaches its worker, and what it taps."""
 
     ring_folder: str
-    family: Family
+    family: Family | None
+    """None where it is to be found by the structure of the loaded model."""
     hook_points: tuple[str, ...] = tuple(HookPoint)
     vector_budget_bytes: int = 256 << 20
     """What the vectors of running requests take at most."""
@@ -89,11 +91,13 @@ class TapWorker:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         config = self.vllm_config.model_config
         ranks = self.vllm_config.parallel_config.tensor_parallel_size
-        family = ours.family
-        model = self.model_runner.get_model()
+        loaded = self.model_runner.get_model()
+        family = ours.family or find_family(loaded)
+        model: Any = loaded.get_submodule(family.inside)
         tapped = attach_taps(model, family, {HookPoint(name) for name in ours.hook_points})
         self._dimensions = Dimensions.of(model, family, config, ranks)
         self._attention = describe_attention(model, family)
+        self._found = family.found
         shards = _shards(tapped, self._dimensions, self.rank, ranks) if ranks > 1 else {}
         points = self._dimensions.hook_points(tapped.hook_points)
         widths = {key: points[key.site.hook_point].width for key in tapped.sites}
@@ -135,6 +139,7 @@ class TapWorker:
         return {
             "dimensions": asdict(self._dimensions),
             "hook_points": sorted(self._model.layout.hook_points),
+            "found": self._found,
             "weights": self._weights.describe(),
             "graphs": self._graphs.lean,
             **self._attention,
@@ -321,7 +326,7 @@ class TapWorker:
 def _shards(
     layout: Layout, dimensions: Dimensions, rank: int, ranks: int
 ) -> Mapping[SiteKey, Shards]:
-    copies = max(1, ranks // dimensions.key_value_heads)
+    copies = dimensions.key_value_copies(ranks)
     return {
         key: Shards(rank, ranks, copies if key.site.hook_point in (HookPoint.K, HookPoint.V) else 1)
         for key, site in layout.sites.items()

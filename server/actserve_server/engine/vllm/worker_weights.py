@@ -33,7 +33,7 @@ class Weights:
         self._model = model
         self._family = family
         self._dimensions = dimensions
-        copies = max(1, ranks // dimensions.key_value_heads)
+        copies = dimensions.key_value_copies(ranks)
         self._heads = _part(dimensions.heads, rank, ranks)
         self._key_value_heads = _part(dimensions.key_value_heads, rank // copies, ranks // copies)
 
@@ -43,15 +43,13 @@ class Weights:
         heads = self._heads_unserved()
         norm, no_norm = _final_norm(self._model.get_submodule(self._family.final_norm))
         after, unknown = self._after_unembedding()
-        attribution = tokens or no_norm or unknown
-        normed = "a norm comes between what the heads write and the residual stream"
+        scaled = "its layers multiply the stream, so that it is not the sum of what was added"
+        attribution = tokens or no_norm or unknown or (scaled if self._family.scaled_stream else "")
         return {
             "tokens_unserved": tokens,
             "heads_unserved": heads,
             "attribution_unserved": attribution,
-            "head_attribution_unserved": (
-                attribution or heads or (normed if self._family.normed_branches else "")
-            ),
+            "head_attribution_unserved": (attribution or heads or self._between_heads_and_stream()),
             "final_norm": norm,
             **after,
         }
@@ -114,7 +112,16 @@ class Weights:
                 return f"its {matrix} has a bias"
         return ""
 
+    def _between_heads_and_stream(self) -> str:
+        if self._family.normed_branches:
+            return "a norm comes between what the heads write and the residual stream"
+        if self._family.branch_scale is not None:
+            return "a factor comes between what the heads write and the residual stream"
+        return ""
+
     def _heads_unserved(self) -> str:
+        if self._family.attention_input is None or self._family.attention_output is None:
+            return "its heads have no matrices for queries, keys and values in common"
         width, own = self._dimensions.width, self._dimensions.head_width * len(self._heads)
         shared = self._dimensions.head_width * len(self._key_value_heads)
         for index in range(len(self._layers)):
