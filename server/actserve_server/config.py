@@ -518,6 +518,12 @@ class Settings(BaseSettings):
                 f"nla_loadable has {there[0]}, but only a pair on this machine is loaded here; "
                 "give it as nla"
             )
+        if self.lora and self.tensor_parallel_size > 1:
+            raise ValueError(
+                f"tensor_parallel_size is {self.tensor_parallel_size}, but adapters (lora) are "
+                "served on 1 device alone: that their parts on several are right was not shown "
+                "yet; serve a checkpoint that the adapter is merged into"
+            )
         if self.max_capture_bytes > self.capture_budget_bytes:
             raise ValueError(
                 f"max_capture_bytes ({self.max_capture_bytes}) is above capture_budget_bytes "

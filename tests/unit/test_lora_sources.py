@@ -34,6 +34,11 @@ def test_an_option_that_names_none_is_refused(text: str) -> None:
         config.load(["--lora", text])
 
 
+def test_a_model_on_several_devices_has_no_adapters() -> None:
+    with pytest.raises(config.ConfigError, match="tensor_parallel_size is 2, but adapters"):
+        config.load(["--lora", "a=b", "--tensor-parallel-size", "2"])
+
+
 def test_a_name_means_one_thing() -> None:
     sources = [LoraSource(id=each, source="x") for each in ("a", "b")]
     check_names(sources, "model")
