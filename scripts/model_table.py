@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from actserve_server.domain.sites import LAYER_ORDER, HookPoint
-from actserve_server.engine.vllm.families import FAMILIES, NOT_LOOKED_FOR, WITH_IMAGES
+from actserve_server.engine.vllm.families import FAMILIES, NOT_LOOKED_FOR
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- made by scripts/model_table.py -->", "<!-- until here -->"
@@ -26,7 +26,7 @@ def table() -> str:
         return letters.setdefault(reason, string.ascii_lowercase[len(letters)])
 
     rows = [("architecture", *(f"`{point}`" for point in POINTS)), ("---",) * (len(POINTS) + 1)]
-    for architecture in sorted(FAMILIES.keys() - WITH_IMAGES.keys(), key=str.lower):
+    for architecture in sorted(FAMILIES, key=str.lower):
         family = FAMILIES[architecture]
         cells = (
             letter(family.unserved[point]) if point in family.unserved else TESTED

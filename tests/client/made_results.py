@@ -294,6 +294,7 @@ def model(tokens: Sequence[str] = TOKENS) -> Model:
         attention_unserved_reason="",
         limits=Limits(1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024, 1024),
         nlas=(),
+        adapters=(),
         features=("fetch",),
         default_sampling=Sampling(),
     )

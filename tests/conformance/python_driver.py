@@ -186,7 +186,7 @@ async def build_add(question: Answer) -> Answer:
 
 
 async def build_features(question: Answer) -> Answer:
-    changes = {
+    changes: dict[str, Any] = {
         kind: {int(index): number for index, number in question.get(kind, {}).items()}
         for kind in ("values", "additions", "factors")
     }

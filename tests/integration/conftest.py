@@ -31,7 +31,6 @@ HAS_OWN_ENGINES = {
     "test_killed_engine.py",
     "test_killed_server.py",
     "test_lora_adapters.py",
-    "test_models_with_images.py",
     "test_nla_adapters.py",
     "test_nla_pairs.py",
     "test_placing.py",

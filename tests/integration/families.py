@@ -8,15 +8,12 @@ wrong tensor cannot pass for the right one. Heads, widths and experts split over
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
-    Cohere2Config,
-    CohereConfig,
-    DeepseekV2Config,
-    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     Gemma4TextConfig,
@@ -25,7 +22,6 @@ from transformers import (
     GPT2Config,
     GptOssConfig,
     GraniteConfig,
-    Llama4TextConfig,
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
@@ -37,11 +33,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen3_5MoeTextConfig,
-    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
-    Qwen3NextConfig,
     SmolLM3Config,
 )
 
@@ -155,19 +148,6 @@ def _granite() -> PreTrainedConfig:
     )
 
 
-def _llama4() -> PreTrainedConfig:
-    return Llama4TextConfig(
-        **{**_NARROW, "intermediate_size": 64},
-        intermediate_size_mlp=64,
-        num_local_experts=4,
-        num_experts_per_tok=1,
-        no_rope_layers=[1, 0, 1],
-        attention_chunk_size=WINDOW,
-        # So that queries are scaled within the first tokens.
-        floor_scale=8,
-    )
-
-
 def _olmo3() -> PreTrainedConfig:
     return Olmo3Config(
         **_SQUARE,
@@ -187,7 +167,8 @@ def _qwen3_moe() -> PreTrainedConfig:
 
 
 def _gemma4() -> PreTrainedConfig:
-    return Gemma4TextConfig(
+    config: Any = Gemma4TextConfig
+    return config(
         **_NARROW,
         sliding_window=WINDOW,
         layer_types=["sliding_attention", "sliding_attention", "full_attention"],
@@ -195,86 +176,6 @@ def _gemma4() -> PreTrainedConfig:
         vocab_size_per_layer_input=VOCABULARY,
         per_layer_config={2: {"head_dim": 64}},
         final_logit_softcapping=10.0,
-    )
-
-
-def _deepseek() -> PreTrainedConfig:
-    return DeepseekV3Config(
-        **{**_NARROW, "num_key_value_heads": 4, "head_dim": 16},
-        moe_intermediate_size=64,
-        n_routed_experts=4,
-        n_shared_experts=1,
-        num_experts_per_tok=2,
-        n_group=2,
-        topk_group=1,
-        first_k_dense_replace=1,
-        kv_lora_rank=64,
-        q_lora_rank=48,
-        qk_nope_head_dim=32,
-        qk_rope_head_dim=16,
-        v_head_dim=32,
-        num_nextn_predict_layers=0,
-    )
-
-
-_LINEAR = {
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
-}
-
-
-def _qwen3_next() -> PreTrainedConfig:
-    return Qwen3NextConfig(
-        **_NARROW,
-        **_LINEAR,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=64,
-        shared_expert_intermediate_size=64,
-    )
-
-
-def _qwen3_5() -> PreTrainedConfig:
-    return Qwen3_5TextConfig(**_NARROW, **_LINEAR)
-
-
-def _qwen3_5_moe() -> PreTrainedConfig:
-    return Qwen3_5MoeTextConfig(
-        **_NARROW,
-        **_LINEAR,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=64,
-        shared_expert_intermediate_size=64,
-    )
-
-
-def _cohere2() -> PreTrainedConfig:
-    return Cohere2Config(
-        **_SQUARE,
-        sliding_window=WINDOW,
-        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-    )
-
-
-def _deepseek_v2() -> PreTrainedConfig:
-    return DeepseekV2Config(
-        **{**_NARROW, "num_key_value_heads": 4, "head_dim": 16},
-        moe_intermediate_size=64,
-        n_routed_experts=4,
-        n_shared_experts=1,
-        num_experts_per_tok=2,
-        n_group=None,
-        topk_group=None,
-        first_k_dense_replace=1,
-        kv_lora_rank=64,
-        q_lora_rank=None,
-        qk_nope_head_dim=32,
-        qk_rope_head_dim=16,
-        v_head_dim=32,
     )
 
 
@@ -292,10 +193,6 @@ FAMILIES = (
     ModelFamily("qwen2", "Qwen2ForCausalLM", lambda: Qwen2Config(**_SQUARE)),
     ModelFamily("qwen3", "Qwen3ForCausalLM", lambda: Qwen3Config(**_NARROW)),
     # Linear attention in some layers.
-    ModelFamily("qwen3.5", "Qwen3_5ForCausalLM", _qwen3_5, _OF_HEADS, "no matrices"),
-    ModelFamily(
-        "qwen3.5-moe", "Qwen3_5MoeForCausalLM", _qwen3_5_moe, _OF_HEADS | _MIXED, "no matrices"
-    ),
     ModelFamily("gemma", "GemmaForCausalLM", lambda: GemmaConfig(**_NARROW)),
     ModelFamily("gemma2", "Gemma2ForCausalLM", _gemma2, undivided=_NORMED),
     ModelFamily("gemma3", "Gemma3ForCausalLM", _gemma3, undivided=_NORMED),
@@ -319,26 +216,8 @@ FAMILIES = (
     # Norms of what is added, and none before.
     ModelFamily("olmo2", "Olmo2ForCausalLM", lambda: Olmo2Config(**_SQUARE), undivided=_NORMED),
     ModelFamily("olmo3", "Olmo3ForCausalLM", _olmo3, undivided=_NORMED),
-    # Attention and MLP side by side.
-    ModelFamily(
-        "cohere",
-        "CohereForCausalLM",
-        lambda: CohereConfig(**_SQUARE),
-        frozenset({HookPoint.RESID_MID}),
-        "which this server does not know",
-    ),
-    ModelFamily(
-        "cohere2",
-        "Cohere2ForCausalLM",
-        _cohere2,
-        frozenset({HookPoint.RESID_MID}),
-        "which this server does not know",
-    ),
     ModelFamily("gpt2", "GPT2LMHeadModel", _gpt2),
     ModelFamily("qwen3-moe", "Qwen3MoeForCausalLM", _qwen3_moe, _MIXED),
-    ModelFamily(
-        "qwen3-next", "Qwen3NextForCausalLM", _qwen3_next, _OF_HEADS | _MIXED, "no matrices"
-    ),
     ModelFamily(
         "mixtral",
         "MixtralForCausalLM",
@@ -354,22 +233,7 @@ FAMILIES = (
     ),
     # Attention may go to nothing.
     ModelFamily("gpt-oss", "GptOssForCausalLM", _gpt_oss, _MIXED),
-    ModelFamily("llama4", "Llama4ForCausalLM", _llama4, _MIXED),
-    ModelFamily(
-        "deepseek-v2",
-        "DeepseekV2ForCausalLM",
-        _deepseek_v2,
-        _MIXED | {HookPoint.Q, HookPoint.K, HookPoint.V},
-        "no matrices",
-    ),
     # Latent attention, and a first layer without experts.
-    ModelFamily(
-        "deepseek-v3",
-        "DeepseekV3ForCausalLM",
-        _deepseek,
-        _MIXED | {HookPoint.Q, HookPoint.K, HookPoint.V},
-        "no matrices",
-    ),
 )
 
 

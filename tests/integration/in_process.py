@@ -67,7 +67,10 @@ class _Client(EngineCoreClient):
             torch.set_num_threads = set_num_threads  # vLLM takes it away.
 
     async def get_output_async(self) -> EngineCoreOutputs:
-        return await self._outputs.get()
+        found = await self._outputs.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     async def add_request_async(self, request: EngineCoreRequest) -> None:
         received = self._decoder.decode(self._encoder.encode(request))
@@ -87,8 +90,12 @@ class _Client(EngineCoreClient):
     async def get_supported_tasks_async(self) -> Any:
         return await self._do(self._core.get_supported_tasks)
 
-    async def reset_prefix_cache_async(self, *args: Any) -> bool:
-        return await self._do(self._core.reset_prefix_cache, *args)
+    async def reset_prefix_cache_async(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        return await self._do(
+            self._core.reset_prefix_cache, reset_running_requests, reset_connector
+        )
 
     def shutdown(self, timeout: float | None = None) -> None:
         if not self.resources.engine_dead:
@@ -101,11 +108,14 @@ class _Client(EngineCoreClient):
         self._core.add_request(*self._core.preprocess_add_request(received))
 
     async def _steps(self) -> None:
-        while self._core.scheduler.has_requests():
-            outputs, executed = await self._do(self._core.step)
-            await self._do(self._core.post_step, executed)
-            for each in outputs.values():
-                self._outputs.put_nowait(each)
+        try:
+            while self._core.scheduler.has_requests():
+                outputs, executed = await self._do(self._core.step)
+                await self._do(self._core.post_step, executed)
+                for each in outputs.values():
+                    self._outputs.put_nowait(each)
+        except Exception as error:  # Whoever waits for outputs would wait for ever.
+            self._outputs.put_nowait(error)
 
     async def _do(self, call: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *args))

@@ -13,7 +13,9 @@ from actserve_server.engine.selftest_stream import OF_STREAM
 from tests.unit.tiny_engine import Batch, Tap, TinyEngine, honest
 from tests.unit.tiny_faults import reading, scaled
 
-NOT_FOUND = dict.fromkeys((HookPoint.ATTN_OUT, HookPoint.RESID_MID, HookPoint.MLP_OUT), "not found")
+NOT_FOUND: Mapping[HookPoint, str] = dict.fromkeys(
+    (HookPoint.ATTN_OUT, HookPoint.RESID_MID, HookPoint.MLP_OUT), "not found"
+)
 
 
 def _found(taps: Mapping[HookPoint, Tap], **options: object) -> TinyEngine:
@@ -55,7 +57,7 @@ async def test_of_a_family_in_the_table_only_the_branch_is() -> None:
 
 async def test_a_stream_that_does_not_give_the_logits_is_refused() -> None:
     points = (HookPoint.EMBEDDING, HookPoint.RESID_PRE, HookPoint.RESID_POST)
-    taps = dict.fromkeys(points, _beside)
+    taps: Mapping[HookPoint, Tap] = dict.fromkeys(points, _beside)
     # Nothing else shows it, where the branches are not known.
     assert (await self_test(TinyEngine(taps, unserved=NOT_FOUND))).failures == {}
     result = await self_test(_found(taps, unserved=NOT_FOUND))

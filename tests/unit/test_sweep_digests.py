@@ -20,7 +20,7 @@ def _kept(name: str) -> dict[str, Any]:
 def _digest(intervention: dict[str, Any]) -> bytes:
     """Of a sweep whose vectors have not been found, so that only the request tells."""
     request = pb.RunSweepRequest(variants=[{"interventions": [intervention]}])
-    none = Variant(field=("variants", 0), edits=(), coefficients=(), positions=())
+    none = Variant(field=("variants", 0), edits=(), coefficients=(), positions=(), adapter="")
     return sweep_digests.digest(request, [none], Scores([]), {}, {}, FakeEngine().info)
 
 

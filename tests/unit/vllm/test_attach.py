@@ -29,7 +29,6 @@ ARCHITECTURES = [
     ("MixtralForCausalLM", False),
     ("GPT2LMHeadModel", False),
     ("GraniteForCausalLM", False),
-    ("CohereForCausalLM", False),
     ("Olmo2ForCausalLM", False),
 ]
 """With whether a layer is called by names."""

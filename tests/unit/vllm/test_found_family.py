@@ -1,5 +1,7 @@
 """The residual stream of a model of no known family is found by structure, or said not to be."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -54,7 +56,8 @@ def test_what_is_not_found_has_a_reason(architecture: str) -> None:
 
 def test_layers_that_differ_have_no_known_branches() -> None:
     model = Model()
-    model.model.layers[1].add_module("gate", nn.Linear(2, 2))
+    layers: Any = model.model.layers
+    layers[1].add_module("gate", nn.Linear(2, 2))
     assert find_family(model).unserved.keys() >= BRANCHES
 
 

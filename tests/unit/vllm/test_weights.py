@@ -32,7 +32,7 @@ DIMENSIONS = Dimensions(
     heads=HEADS,
     key_value_heads=GROUPS,
     head_width=HEAD_WIDTH,
-    mlp_width=None,
+    mlp_width=0,
 )
 RNG = torch.Generator().manual_seed(3)
 

@@ -54,7 +54,8 @@ class Core(nn.Module, AttentionLayerBase):
     apart."""
 
     num_heads, head_size = HEADS, HEAD_WIDTH
-    attn_type, sliding_window, impl = "decoder", None, SimpleNamespace(scale=0.5)
+    attn_type, sliding_window = "decoder", None
+    impl: Any = SimpleNamespace(scale=0.5)
 
     def get_attn_backend(self) -> Any: ...
 
@@ -116,8 +117,6 @@ class Layer(nn.Module):
     """Whether it takes and returns a pair."""
     batched = False
     """Whether it computes a batch of one."""
-    side_by_side = False
-    """Whether attention and MLP read the same."""
 
     def before_attention(self, x: torch.Tensor) -> torch.Tensor:
         """What attention reads of the stream."""
@@ -223,16 +222,6 @@ class ScaledLayer(DeferredLayer):
         return super().mlp_branch(act) * self.scale
 
 
-class SideBySideLayer(DeferredLayer):
-    """As in Cohere: attention and MLP read the same, and a stale residual is returned too."""
-
-    deferred, side_by_side = False, True
-
-    def forward(self, positions: torch.Tensor, hidden_states: torch.Tensor) -> Any:  # type: ignore[override]
-        x = self.norm(hidden_states)
-        return hidden_states + self.attention(hidden_states=x) + self.mlp(x), hidden_states
-
-
 class BatchedAttention(Attention):
     """As vLLM runs that of transformers: the core is called by the name of its method."""
 
@@ -277,7 +266,6 @@ LAYER_KINDS: Mapping[str, type[Layer]] = {
     "MixtralForCausalLM": MixtureLayer,
     "GPT2LMHeadModel": AddingLayer,
     "GraniteForCausalLM": ScaledLayer,
-    "CohereForCausalLM": SideBySideLayer,
     "Olmo2ForCausalLM": PostNormedLayer,
 }
 
@@ -370,9 +358,8 @@ class Textbook:
         v = self._at(HookPoint.V, index, v)
         z = self._at(HookPoint.Z, index, Core()(q, k, v))
         x = x + self._at(HookPoint.ATTN_OUT, index, layer.attention_branch(z))
-        if not layer.side_by_side:
-            x = self._at(HookPoint.RESID_MID, index, x)
-            read = layer.before_mlp(x)
+        x = self._at(HookPoint.RESID_MID, index, x)
+        read = layer.before_mlp(x)
         act = layer.mlp.activate(self._at(HookPoint.MLP_IN, index, read))
         act = self._at(HookPoint.MLP_ACT, index, act)
         x = x + self._at(HookPoint.MLP_OUT, index, layer.mlp_branch(act))

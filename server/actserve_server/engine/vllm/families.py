@@ -63,9 +63,6 @@ class Family:
 
 
 _MIXED = "a mixture of experts has no one row there: each token has those of its own experts"
-_SIDE_BY_SIDE = "attention and MLP read the same stream, so there is none between them"
-_LATENT = "its attention is latent, so there are no keys and values of heads"
-_LINEAR = "some of its layers have linear attention, without a row of it for each token"
 _UNEVEN = "its layers have rows of different widths there"
 _SCALED = "its layers multiply the stream after they have added it, so that it is not what is added"
 _IN_ATTENTION = (HookPoint.Q, HookPoint.K, HookPoint.V)
@@ -84,22 +81,6 @@ _OLMO = Family(
     batched=True,
 )
 
-# Its queries and keys are made of a smaller vector for each token. What heads give is there.
-_DEEPSEEK = replace(
-    _MIXTURE,
-    attention_core=None,
-    attention_input=None,
-    unserved={**_MIXTURE.unserved, **dict.fromkeys(_IN_ATTENTION, _LATENT)},
-)
-_HYBRID = Family(
-    attention_core=None,
-    attention_input=None,
-    attention_output=None,
-    unserved=dict.fromkeys((*_IN_ATTENTION, HookPoint.Z), _LINEAR),
-)
-_HYBRID_MIXTURE = replace(
-    _HYBRID, mlp_output=None, unserved={**_HYBRID.unserved, **_MIXTURE.unserved}
-)
 _GEMMA4 = replace(
     _GEMMA,
     attention_core=None,
@@ -113,14 +94,7 @@ _GEMMA4 = replace(
         HookPoint.MLP_OUT: _SCALED,
     },
 )
-_COHERE = Family(
-    unembedding="model.embed_tokens",
-    adds=("self_attn", "mlp"),
-    mid=None,
-    unserved={HookPoint.RESID_MID: _SIDE_BY_SIDE},
-)
-
-_DECODERS: Mapping[str, Family] = {
+FAMILIES: Mapping[str, Family] = {
     "LlamaForCausalLM": _LLAMA,
     "MistralForCausalLM": _LLAMA,
     "Ministral3ForCausalLM": _LLAMA,
@@ -141,18 +115,11 @@ _DECODERS: Mapping[str, Family] = {
     "OlmoeForCausalLM": _MIXTURE,
     "GptOssForCausalLM": replace(
         _MIXTURE,
+        embedding="model.embedding",
         attention_core="attn.attn",
         attention_input="attn.qkv_proj",
         attention_output="attn.o_proj",
     ),
-    "Llama4ForCausalLM": replace(_MIXTURE, mlp="feed_forward"),
-    "DeepseekV2ForCausalLM": _DEEPSEEK,
-    "DeepseekV3ForCausalLM": _DEEPSEEK,
-    "Qwen3NextForCausalLM": _HYBRID_MIXTURE,
-    "Qwen3_5ForCausalLM": _HYBRID,
-    "Qwen3_5MoeForCausalLM": _HYBRID_MIXTURE,
-    "CohereForCausalLM": _COHERE,
-    "Cohere2ForCausalLM": _COHERE,
     "GPT2LMHeadModel": Family(
         layers="transformer.h",
         final_norm="transformer.ln_f",
@@ -164,24 +131,6 @@ _DECODERS: Mapping[str, Family] = {
         mlp_output="mlp.c_proj",
         adds=("attn", "mlp"),
     ),
-}
-
-WITH_IMAGES: Mapping[str, str] = {
-    "Gemma3ForConditionalGeneration": "Gemma3ForCausalLM",
-    "Gemma4ForConditionalGeneration": "Gemma4ForCausalLM",
-    "Llama4ForConditionalGeneration": "Llama4ForCausalLM",
-    "Mistral3ForConditionalGeneration": "MistralForCausalLM",
-    "Qwen3_5ForConditionalGeneration": "Qwen3_5ForCausalLM",
-    "Qwen3_5MoeForConditionalGeneration": "Qwen3_5MoeForCausalLM",
-}
-"""Of architectures that also take images, which are left out, those of their decoders."""
-
-FAMILIES: Mapping[str, Family] = {
-    **_DECODERS,
-    **{
-        architecture: replace(_DECODERS[decoder], inside="language_model")
-        for architecture, decoder in WITH_IMAGES.items()
-    },
 }
 """By architecture, as the checkpoint names it."""
 

@@ -241,8 +241,6 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     args |= lora_args(options.adapters)
     args["model"] = options.model_path
     args["enable_prompt_embeds"] = options.place_embeddings
-    # Of a model that also takes images the decoder alone is loaded.
-    args["language_model_only"] = True
     args["served_model_name"] = options.model_id  # As vLLM's metrics name it.
     if options.nnodes > 1:
         args["distributed_executor_backend"] = "mp"

@@ -17,6 +17,10 @@ from torch import nn
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, LayerNorm, RMSNorm
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.model_executor.models.transformers.fusers.rms_norm import (
+    TPAwareGemmaRMSNorm,
+    TPAwareRMSNorm,
+)
 
 from actserve_server.domain.weights import HeadMatrix, TokenMatrix
 from actserve_server.engine.vllm.dimensions import Dimensions
@@ -193,9 +197,9 @@ def _final_norm(norm: Any) -> tuple[dict[str, Any], str]:
     """What the final norm does, or why that is not known."""
     if type(norm) is LayerNorm and norm.weight is not None:
         return _described(norm.weight, norm.bias, norm.eps, centered=True), ""
-    if type(norm) is GemmaRMSNorm:
+    if type(norm) in (GemmaRMSNorm, TPAwareGemmaRMSNorm):
         return _described(norm.weight.float() + 1, None, norm.variance_epsilon), ""
-    if type(norm) is RMSNorm and norm.variance_size_override is None:
+    if type(norm) in (RMSNorm, TPAwareRMSNorm) and norm.variance_size_override is None:
         return _described(norm.weight, None, norm.variance_epsilon), ""
     return {}, f"its final norm is a {type(norm).__name__}, which this server does not know"
 
