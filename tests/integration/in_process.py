@@ -56,7 +56,7 @@ class _Client(EngineCoreClient):
     def __init__(self, vllm_config: VllmConfig, log_stats: bool, **_: Any) -> None:
         self.resources = SimpleNamespace(engine_dead=False)
         self._encoder, self._decoder = MsgpackEncoder(), MsgpackDecoder(EngineCoreRequest)
-        self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        self._outputs: asyncio.Queue[EngineCoreOutputs | Exception] = asyncio.Queue()
         self._stepping: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1)
         set_num_threads = torch.set_num_threads

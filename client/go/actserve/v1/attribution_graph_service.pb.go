@@ -686,7 +686,8 @@ type CreateAttributionGraphRequest struct {
 	// same id is answered with it. A different request with that id: REQUEST_ID_REUSED.
 	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The LoRA adapter to run with; one of Model.adapters. Format:
-	// models/{model}/adapters/{adapter}. None when unset.
+	// models/{model}/adapters/{adapter}. None when unset. Not served yet:
+	// FEATURE_NOT_SERVED.
 	Adapter       string `protobuf:"bytes,7,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -1212,7 +1212,8 @@ type ExplainTextRequest struct {
 	// How.
 	Spec *ExplainSpec `protobuf:"bytes,6,opt,name=spec,proto3" json:"spec,omitempty"`
 	// The LoRA adapter that the model runs with; one of Model.adapters. Format:
-	// models/{model}/adapters/{adapter}. None when unset. Not served yet.
+	// models/{model}/adapters/{adapter}. None when unset. The NLA is the same: it was
+	// trained on rows of the model without one.
 	Adapter       string `protobuf:"bytes,7,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

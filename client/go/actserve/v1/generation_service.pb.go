@@ -170,8 +170,7 @@ type FetchActivationsRequest struct {
 	// ones when unset.
 	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The LoRA adapter that every item without one of its own runs with; one of
-	// Model.adapters. Format: models/{model}/adapters/{adapter}. None when unset. Not
-	// served yet: FEATURE_NOT_SERVED.
+	// Model.adapters. Format: models/{model}/adapters/{adapter}. None when unset.
 	Adapter       string `protobuf:"bytes,9,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -299,7 +298,7 @@ type FetchItem struct {
 	ReadoutIndices []uint32 `protobuf:"varint,7,rep,packed,name=readout_indices,json=readoutIndices,proto3" json:"readout_indices,omitempty"`
 	// The LoRA adapter that it runs with, in place of the call's; one of Model.adapters.
 	// Format: models/{model}/adapters/{adapter}. To compare the model with and without,
-	// leave the call's unset. Not served yet: FEATURE_NOT_SERVED.
+	// leave the call's unset.
 	Adapter       string `protobuf:"bytes,8,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1062,8 +1061,7 @@ type GenerateRequest struct {
 	// other tokens than those whose rows stay.
 	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The LoRA adapter to run with; one of Model.adapters. Format:
-	// models/{model}/adapters/{adapter}. None when unset. Not served yet:
-	// FEATURE_NOT_SERVED.
+	// models/{model}/adapters/{adapter}. None when unset.
 	Adapter string `protobuf:"bytes,7,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	// Monitors to watch it by, besides those that watch it anyway; at most 64. They may not
 	// be paused: RESOURCE_NOT_READY. Format: models/{model}/monitors/{monitor}.

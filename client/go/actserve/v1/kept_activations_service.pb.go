@@ -43,7 +43,10 @@ type KeptActivations struct {
 	ElementType ElementType `protobuf:"varint,7,opt,name=element_type,json=elementType,proto3,enum=actserve.v1.ElementType" json:"element_type,omitempty"`
 	// When they were kept first. A call that is made again with its request id puts off
 	// `expire_time`, and not this.
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// The LoRA adapter that the model ran with. Format: models/{model}/adapters/{adapter}.
+	// Empty if none. Rows may be put into a run with another one.
+	Adapter       string `protobuf:"bytes,9,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -132,6 +135,13 @@ func (x *KeptActivations) GetCreateTime() *timestamppb.Timestamp {
 		return x.CreateTime
 	}
 	return nil
+}
+
+func (x *KeptActivations) GetAdapter() string {
+	if x != nil {
+		return x.Adapter
+	}
+	return ""
 }
 
 // A request to describe kept activations.
@@ -423,7 +433,7 @@ var File_actserve_v1_kept_activations_service_proto protoreflect.FileDescriptor
 
 const file_actserve_v1_kept_activations_service_proto_rawDesc = "" +
 	"\n" +
-	"*actserve/v1/kept_activations_service.proto\x12\vactserve.v1\x1a\x16actserve/v1/site.proto\x1a\x18actserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x03\n" +
+	"*actserve/v1/kept_activations_service.proto\x12\vactserve.v1\x1a\x16actserve/v1/site.proto\x1a\x18actserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa8\x03\n" +
 	"\x0fKeptActivations\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12-\n" +
 	"\x05sites\x18\x02 \x03(\v2\x11.actserve.v1.SiteB\x04\xe2A\x01\x03R\x05sites\x12\"\n" +
@@ -435,7 +445,8 @@ const file_actserve_v1_kept_activations_service_proto_rawDesc = "" +
 	"\x05model\x18\x06 \x01(\tB\x04\xe2A\x01\x03R\x05model\x12A\n" +
 	"\felement_type\x18\a \x01(\x0e2\x18.actserve.v1.ElementTypeB\x04\xe2A\x01\x03R\velementType\x12A\n" +
 	"\vcreate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
-	"createTime\"5\n" +
+	"createTime\x12\x1e\n" +
+	"\aadapter\x18\t \x01(\tB\x04\xe2A\x01\x03R\aadapter\"5\n" +
 	"\x19GetKeptActivationsRequest\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x02R\x04name\"e\n" +
 	"\x1aGetKeptActivationsResponse\x12G\n" +

@@ -64,8 +64,8 @@ const (
 	Feature_FEATURE_HEAD_METRICS Feature = 16
 	// Model.adapters, and `adapter` of the requests that run the model:
 	// FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter,
-	// SweepVariant.adapter, ExplainTextRequest.adapter, MakeSteeringVectorRequest.adapter and
-	// CreateAttributionGraphRequest.adapter.
+	// SweepVariant.adapter, ExplainTextRequest.adapter and MakeSteeringVectorRequest.adapter.
+	// CreateAttributionGraphRequest.adapter is not served yet.
 	Feature_FEATURE_ADAPTERS Feature = 17
 	// LogitAttributionReadout.
 	Feature_FEATURE_LOGIT_ATTRIBUTION Feature = 18
@@ -186,7 +186,7 @@ type Model struct {
 	// it leaves out vLLM's own, which change nothing.
 	DefaultSampling *SamplingParams `protobuf:"bytes,12,opt,name=default_sampling,json=defaultSampling,proto3" json:"default_sampling,omitempty"`
 	// The LoRA adapters that it can run with. Format: models/{model}/adapters/{adapter}.
-	// Empty as long as FEATURE_ADAPTERS is not served.
+	// Empty where it has none, and FEATURE_ADAPTERS is not served.
 	Adapters      []string `protobuf:"bytes,13,rep,name=adapters,proto3" json:"adapters,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

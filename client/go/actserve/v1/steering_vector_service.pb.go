@@ -490,7 +490,10 @@ type ContrastedVector struct {
 	// Negative examples.
 	Negatives uint32 `protobuf:"varint,3,opt,name=negatives,proto3" json:"negatives,omitempty"`
 	// Whether they were prompts that the server ran, and not rows.
-	Prompts       bool `protobuf:"varint,4,opt,name=prompts,proto3" json:"prompts,omitempty"`
+	Prompts bool `protobuf:"varint,4,opt,name=prompts,proto3" json:"prompts,omitempty"`
+	// The LoRA adapter that they ran with. Format: models/{model}/adapters/{adapter}. Empty
+	// if none, or for rows.
+	Adapter       string `protobuf:"bytes,5,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -551,6 +554,13 @@ func (x *ContrastedVector) GetPrompts() bool {
 		return x.Prompts
 	}
 	return false
+}
+
+func (x *ContrastedVector) GetAdapter() string {
+	if x != nil {
+		return x.Adapter
+	}
+	return ""
 }
 
 // What is computed from stored vectors: the sum of `terms`, less its projection onto the
@@ -1767,12 +1777,13 @@ const file_actserve_v1_steering_vector_service_proto_rawDesc = "" +
 	"contrasted\x12B\n" +
 	"\vcombination\x18\x03 \x01(\v2\x1e.actserve.v1.VectorCombinationH\x00R\vcombinationB\b\n" +
 	"\x06origin\"\r\n" +
-	"\vGivenVector\"\x9b\x01\n" +
+	"\vGivenVector\"\xb5\x01\n" +
 	"\x10ContrastedVector\x121\n" +
 	"\x06method\x18\x01 \x01(\x0e2\x19.actserve.v1.VectorMethodR\x06method\x12\x1c\n" +
 	"\tpositives\x18\x02 \x01(\rR\tpositives\x12\x1c\n" +
 	"\tnegatives\x18\x03 \x01(\rR\tnegatives\x12\x18\n" +
-	"\aprompts\x18\x04 \x01(\bR\aprompts\"\xa9\x01\n" +
+	"\aprompts\x18\x04 \x01(\bR\aprompts\x12\x18\n" +
+	"\aadapter\x18\x05 \x01(\tR\aadapter\"\xa9\x01\n" +
 	"\x11VectorCombination\x123\n" +
 	"\x05terms\x18\x01 \x03(\v2\x17.actserve.v1.VectorTermB\x04\xe2A\x01\x02R\x05terms\x127\n" +
 	"\awithout\x18\x02 \x03(\v2\x17.actserve.v1.VectorTermB\x04\xe2A\x01\x01R\awithout\x12\x1d\n" +

@@ -227,8 +227,7 @@ type SweepVariant struct {
 	// applies in none of them.
 	Positions []*PositionSelector `protobuf:"bytes,5,rep,name=positions,proto3" json:"positions,omitempty"`
 	// The LoRA adapter that its cells run with; one of Model.adapters. Format:
-	// models/{model}/adapters/{adapter}. None when unset. Not served yet:
-	// FEATURE_NOT_SERVED.
+	// models/{model}/adapters/{adapter}. None when unset.
 	Adapter       string `protobuf:"bytes,6,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

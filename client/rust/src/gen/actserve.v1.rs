@@ -665,7 +665,8 @@ pub struct CreateAttributionGraphRequest {
     #[prost(string, tag = "6")]
     pub request_id: ::prost::alloc::string::String,
     /// The LoRA adapter to run with; one of Model.adapters. Format:
-    /// models/{model}/adapters/{adapter}. None when unset.
+    /// models/{model}/adapters/{adapter}. None when unset. Not served yet:
+    /// FEATURE_NOT_SERVED.
     #[prost(string, tag = "7")]
     pub adapter: ::prost::alloc::string::String,
 }
@@ -3485,8 +3486,7 @@ pub struct FetchActivationsRequest {
     #[prost(string, tag = "8")]
     pub request_id: ::prost::alloc::string::String,
     /// The LoRA adapter that every item without one of its own runs with; one of
-    /// Model.adapters. Format: models/{model}/adapters/{adapter}. None when unset. Not
-    /// served yet: FEATURE_NOT_SERVED.
+    /// Model.adapters. Format: models/{model}/adapters/{adapter}. None when unset.
     #[prost(string, tag = "9")]
     pub adapter: ::prost::alloc::string::String,
 }
@@ -3526,7 +3526,7 @@ pub struct FetchItem {
     pub readout_indices: ::prost::alloc::vec::Vec<u32>,
     /// The LoRA adapter that it runs with, in place of the call's; one of Model.adapters.
     /// Format: models/{model}/adapters/{adapter}. To compare the model with and without,
-    /// leave the call's unset. Not served yet: FEATURE_NOT_SERVED.
+    /// leave the call's unset.
     #[prost(string, tag = "8")]
     pub adapter: ::prost::alloc::string::String,
 }
@@ -3701,8 +3701,7 @@ pub struct GenerateRequest {
     #[prost(string, tag = "6")]
     pub request_id: ::prost::alloc::string::String,
     /// The LoRA adapter to run with; one of Model.adapters. Format:
-    /// models/{model}/adapters/{adapter}. None when unset. Not served yet:
-    /// FEATURE_NOT_SERVED.
+    /// models/{model}/adapters/{adapter}. None when unset.
     #[prost(string, tag = "7")]
     pub adapter: ::prost::alloc::string::String,
     /// Monitors to watch it by, besides those that watch it anyway; at most 64. They may not
@@ -4598,7 +4597,8 @@ pub struct ExplainTextRequest {
     #[prost(message, optional, tag = "6")]
     pub spec: ::core::option::Option<ExplainSpec>,
     /// The LoRA adapter that the model runs with; one of Model.adapters. Format:
-    /// models/{model}/adapters/{adapter}. None when unset. Not served yet.
+    /// models/{model}/adapters/{adapter}. None when unset. The NLA is the same: it was
+    /// trained on rows of the model without one.
     #[prost(string, tag = "7")]
     pub adapter: ::prost::alloc::string::String,
 }
@@ -5821,6 +5821,10 @@ pub struct KeptActivations {
     /// `expire_time`, and not this.
     #[prost(message, optional, tag = "8")]
     pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// The LoRA adapter that the model ran with. Format: models/{model}/adapters/{adapter}.
+    /// Empty if none. Rows may be put into a run with another one.
+    #[prost(string, tag = "9")]
+    pub adapter: ::prost::alloc::string::String,
 }
 /// A request to describe kept activations.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -6093,7 +6097,7 @@ pub struct Model {
     #[prost(message, optional, tag = "12")]
     pub default_sampling: ::core::option::Option<SamplingParams>,
     /// The LoRA adapters that it can run with. Format: models/{model}/adapters/{adapter}.
-    /// Empty as long as FEATURE_ADAPTERS is not served.
+    /// Empty where it has none, and FEATURE_ADAPTERS is not served.
     #[prost(string, repeated, tag = "13")]
     pub adapters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -6310,8 +6314,8 @@ pub enum Feature {
     HeadMetrics = 16,
     /// Model.adapters, and `adapter` of the requests that run the model:
     /// FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter,
-    /// SweepVariant.adapter, ExplainTextRequest.adapter, MakeSteeringVectorRequest.adapter and
-    /// CreateAttributionGraphRequest.adapter.
+    /// SweepVariant.adapter, ExplainTextRequest.adapter and MakeSteeringVectorRequest.adapter.
+    /// CreateAttributionGraphRequest.adapter is not served yet.
     Adapters = 17,
     /// LogitAttributionReadout.
     LogitAttribution = 18,
@@ -7839,7 +7843,7 @@ pub mod vector_provenance {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GivenVector {}
 /// What a vector was made of. The examples themselves are not stored.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ContrastedVector {
     /// How.
     #[prost(enumeration = "VectorMethod", tag = "1")]
@@ -7853,6 +7857,10 @@ pub struct ContrastedVector {
     /// Whether they were prompts that the server ran, and not rows.
     #[prost(bool, tag = "4")]
     pub prompts: bool,
+    /// The LoRA adapter that they ran with. Format: models/{model}/adapters/{adapter}. Empty
+    /// if none, or for rows.
+    #[prost(string, tag = "5")]
+    pub adapter: ::prost::alloc::string::String,
 }
 /// What is computed from stored vectors: the sum of `terms`, less its projection onto the
 /// span of `without`, scaled to `norm`. All vectors have rows of the same sites, and each
@@ -8534,8 +8542,7 @@ pub struct SweepVariant {
     #[prost(message, repeated, tag = "5")]
     pub positions: ::prost::alloc::vec::Vec<PositionSelector>,
     /// The LoRA adapter that its cells run with; one of Model.adapters. Format:
-    /// models/{model}/adapters/{adapter}. None when unset. Not served yet:
-    /// FEATURE_NOT_SERVED.
+    /// models/{model}/adapters/{adapter}. None when unset.
     #[prost(string, tag = "6")]
     pub adapter: ::prost::alloc::string::String,
 }

@@ -197,9 +197,10 @@ def _final_norm(norm: Any) -> tuple[dict[str, Any], str]:
     """What the final norm does, or why that is not known."""
     if type(norm) is LayerNorm and norm.weight is not None:
         return _described(norm.weight, norm.bias, norm.eps, centered=True), ""
-    if type(norm) in (GemmaRMSNorm, TPAwareGemmaRMSNorm):
+    kind = type(norm)  # None of those that are made of these.
+    if kind is GemmaRMSNorm or kind is TPAwareGemmaRMSNorm:
         return _described(norm.weight.float() + 1, None, norm.variance_epsilon), ""
-    if type(norm) in (RMSNorm, TPAwareRMSNorm) and norm.variance_size_override is None:
+    if (kind is RMSNorm or kind is TPAwareRMSNorm) and norm.variance_size_override is None:
         return _described(norm.weight, None, norm.variance_epsilon), ""
     return {}, f"its final norm is a {type(norm).__name__}, which this server does not know"
 

@@ -428,7 +428,8 @@ export type CreateAttributionGraphRequest = Message<"actserve.v1.CreateAttributi
 
   /**
    * The LoRA adapter to run with; one of Model.adapters. Format:
-   * models/{model}/adapters/{adapter}. None when unset.
+   * models/{model}/adapters/{adapter}. None when unset. Not served yet:
+   * FEATURE_NOT_SERVED.
    *
    * @generated from field: string adapter = 7;
    */

@@ -717,7 +717,8 @@ export type ExplainTextRequest = Message<"actserve.v1.ExplainTextRequest"> & {
 
   /**
    * The LoRA adapter that the model runs with; one of Model.adapters. Format:
-   * models/{model}/adapters/{adapter}. None when unset. Not served yet.
+   * models/{model}/adapters/{adapter}. None when unset. The NLA is the same: it was
+   * trained on rows of the model without one.
    *
    * @generated from field: string adapter = 7;
    */

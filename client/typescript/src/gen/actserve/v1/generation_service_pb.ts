@@ -104,8 +104,7 @@ export type FetchActivationsRequest = Message<"actserve.v1.FetchActivationsReque
 
   /**
    * The LoRA adapter that every item without one of its own runs with; one of
-   * Model.adapters. Format: models/{model}/adapters/{adapter}. None when unset. Not
-   * served yet: FEATURE_NOT_SERVED.
+   * Model.adapters. Format: models/{model}/adapters/{adapter}. None when unset.
    *
    * @generated from field: string adapter = 9;
    */
@@ -187,7 +186,7 @@ export type FetchItem = Message<"actserve.v1.FetchItem"> & {
   /**
    * The LoRA adapter that it runs with, in place of the call's; one of Model.adapters.
    * Format: models/{model}/adapters/{adapter}. To compare the model with and without,
-   * leave the call's unset. Not served yet: FEATURE_NOT_SERVED.
+   * leave the call's unset.
    *
    * @generated from field: string adapter = 8;
    */
@@ -602,8 +601,7 @@ export type GenerateRequest = Message<"actserve.v1.GenerateRequest"> & {
 
   /**
    * The LoRA adapter to run with; one of Model.adapters. Format:
-   * models/{model}/adapters/{adapter}. None when unset. Not served yet:
-   * FEATURE_NOT_SERVED.
+   * models/{model}/adapters/{adapter}. None when unset.
    *
    * @generated from field: string adapter = 7;
    */

@@ -119,7 +119,7 @@ export type Model = Message<"actserve.v1.Model"> & {
 
   /**
    * The LoRA adapters that it can run with. Format: models/{model}/adapters/{adapter}.
-   * Empty as long as FEATURE_ADAPTERS is not served.
+   * Empty where it has none, and FEATURE_ADAPTERS is not served.
    *
    * @generated from field: repeated string adapters = 13;
    */
@@ -678,8 +678,8 @@ export enum Feature {
   /**
    * Model.adapters, and `adapter` of the requests that run the model:
    * FetchActivationsRequest.adapter, FetchItem.adapter, GenerateRequest.adapter,
-   * SweepVariant.adapter, ExplainTextRequest.adapter, MakeSteeringVectorRequest.adapter and
-   * CreateAttributionGraphRequest.adapter.
+   * SweepVariant.adapter, ExplainTextRequest.adapter and MakeSteeringVectorRequest.adapter.
+   * CreateAttributionGraphRequest.adapter is not served yet.
    *
    * @generated from enum value: FEATURE_ADAPTERS = 17;
    */

@@ -192,8 +192,7 @@ export type SweepVariant = Message<"actserve.v1.SweepVariant"> & {
 
   /**
    * The LoRA adapter that its cells run with; one of Model.adapters. Format:
-   * models/{model}/adapters/{adapter}. None when unset. Not served yet:
-   * FEATURE_NOT_SERVED.
+   * models/{model}/adapters/{adapter}. None when unset.
    *
    * @generated from field: string adapter = 6;
    */
