@@ -31,7 +31,8 @@ pub struct Matrix {
 }
 
 pub fn changed(question: &Question, messages: &Messages) -> Result<Value> {
-    let kinds: [(&Numbers, fn(u32, f32) -> FeatureChange); 3] = [
+    type Change = fn(u32, f32) -> FeatureChange;
+    let kinds: [(&Numbers, Change); 3] = [
         (&question.values, FeatureChange::set),
         (&question.additions, FeatureChange::add),
         (&question.factors, FeatureChange::scale),
