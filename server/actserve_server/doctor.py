@@ -9,7 +9,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -243,7 +243,10 @@ def _memory(settings: Settings) -> Found:
             room=memory_needs.available_bytes(),
             where="this machine",
         )
-    yield Verdict.GOOD if needs.fits else Verdict.BAD, str(needs)
+    # Without what its processes take the server would refuse to start.
+    refused = not replace(needs, processes=0).fits
+    tight = Verdict.BAD if refused else Verdict.WORTH_A_LOOK
+    yield Verdict.GOOD if needs.fits else tight, str(needs)
 
 
 def _device(settings: Settings) -> Found:

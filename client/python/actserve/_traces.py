@@ -14,10 +14,11 @@ try:
     from opentelemetry.propagate import inject as _inject
 except ImportError:  # It is no dependency.
     _trace = _inject = None
+_suppressed: Callable[[], AbstractContextManager[None]]
 try:
     from opentelemetry.instrumentation.utils import suppress_instrumentation as _suppressed
 except ImportError:
-    _suppressed: Callable[[], AbstractContextManager[None]] = nullcontext
+    _suppressed = nullcontext
 
 Headers = tuple[tuple[str, str], ...]
 

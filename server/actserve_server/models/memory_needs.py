@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 
+CGROUP = Path("/sys/fs/cgroup")
 PROCESSES_BYTES = 1536 << 20
 """What Python, PyTorch and vLLM take in the processes of an engine, beside weights and caches."""
 
@@ -50,8 +51,18 @@ class MemoryNeeds:
             return says
         return (
             f"{says}: too much; choose a smaller model or dtype, a smaller kv_cache_memory_bytes "
-            "or vector_budget_bytes, or a larger tensor_parallel_size"
+            "or vector_budget_bytes, or on GPUs a larger tensor_parallel_size"
         )
+
+
+_ELEMENT_BYTES = {
+    "float32": 4,
+    "float": 4,
+    "float16": 2,
+    "half": 2,
+    "bfloat16": 2,
+    "auto": 2,  # Of 32 bits vLLM then takes 16.
+}
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -63,15 +74,22 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def stored_dtype(config: dict[str, Any]) -> str:
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    """Also of a checkpoint whose decoder has a part of the configuration to itself."""
+    decoder = config.get("text_config")
+    for part in (config, decoder if isinstance(decoder, dict) else {}):
+        if told := part.get("dtype") or part.get("torch_dtype"):
+            return str(told)
+    return "float32"
 
 
 def weight_bytes(folder: Path, config: dict[str, Any], dtype: str) -> int:
     """Of a checkpoint in safetensors when it is loaded as `dtype`; 0 for one in another format."""
     stored = sum(file.stat().st_size for file in _weight_files(folder))
-    is_16_bit = stored_dtype(config) in ("float16", "bfloat16")
-    widened = dtype in ("float32", "float") and is_16_bit and "quantization_config" not in config
-    return stored * 2 if widened else stored
+    before = _ELEMENT_BYTES.get(stored_dtype(config))
+    after = _ELEMENT_BYTES.get(dtype)
+    if "quantization_config" in config or before is None or after is None:
+        return stored
+    return stored * after // before
 
 
 def _weight_files(folder: Path) -> Iterable[Path]:
@@ -89,11 +107,15 @@ def available_bytes() -> int:
     """Memory that is free on this machine, or in this container where it has a limit."""
     free = psutil.virtual_memory().available
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        parts = {name: int(count) for name, count in (line.split() for line in lines)}
     except (OSError, ValueError):  # There is no limit.
         return free
-    return min(free, limit - used)
+    # Files that were read, such as weights that have just been fetched, give way.
+    files = parts.get("inactive_file", 0) + parts.get("active_file", 0)
+    return min(free, limit - used + files)
 
 
 def size(count: int) -> str:

@@ -8,7 +8,7 @@ read by giving it rows of the identity matrix: each product is of one weight wit
 with zero, so what comes out is the weight itself, bit by bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -193,16 +193,22 @@ def _rows(linear: Any, rows: range, columns: slice = slice(None)) -> torch.Tenso
     return linear.quant_method.apply(linear, unit)[:, columns]
 
 
+_CENTERED: Collection[type] = (LayerNorm,)
+_SHIFTED: Collection[type] = (GemmaRMSNorm, TPAwareGemmaRMSNorm)
+_PLAIN: Collection[type] = (RMSNorm, TPAwareRMSNorm)
+
+
 def _final_norm(norm: Any) -> tuple[dict[str, Any], str]:
-    """What the final norm does, or why that is not known."""
-    if type(norm) is LayerNorm and norm.weight is not None:
+    """What the final norm does, or why that is not known. Classes that are made of these may do
+    something else."""
+    kind = type(norm)
+    if kind in _CENTERED and norm.weight is not None:
         return _described(norm.weight, norm.bias, norm.eps, centered=True), ""
-    kind = type(norm)  # None of those that are made of these.
-    if kind is GemmaRMSNorm or kind is TPAwareGemmaRMSNorm:
+    if kind in _SHIFTED and norm.weight is not None:
         return _described(norm.weight.float() + 1, None, norm.variance_epsilon), ""
-    if (kind is RMSNorm or kind is TPAwareRMSNorm) and norm.variance_size_override is None:
+    if kind in _PLAIN and norm.weight is not None and norm.variance_size_override is None:
         return _described(norm.weight, None, norm.variance_epsilon), ""
-    return {}, f"its final norm is a {type(norm).__name__}, which this server does not know"
+    return {}, f"its final norm is a {kind.__name__}, which this server does not know"
 
 
 def _described(
