@@ -44,7 +44,7 @@ def test_exactly_the_methods_that_promise_idempotency_are_made_again() -> None:
         if method.GetOptions().idempotency_level
     }
     assert promised == _channel.HARMLESS
-    assert len(promised) == 54
+    assert len(promised) == 58
 
 
 def test_replicas_behind_one_name_are_all_used_and_grpc_itself_tries_nothing_again() -> None:

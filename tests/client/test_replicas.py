@@ -66,7 +66,32 @@ def test_a_client_that_knows_where_replicas_are_goes_there_itself() -> None:
     led = connection(replica_target="{replica}.actserve.example.com")
     assert led.target_of(named) == "pod-1.actserve.example.com:50051"
     assert led.target_of(other) == "host:1"
+    dotted = kept_pb.GetKeptActivationsRequest(name="keptActivations/pod-1.other.x7")
+    assert led.target_of(dotted) == "host:1"
     assert connection().target_of(named) == "host:1"
+
+
+def test_made_up_replicas_open_no_channels_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_channel.Connection, "open", lambda _, flavour, at: FakeChannel(at))
+    channels = _channel.Channels(connection(), grpc)
+    channels.stub("host:1", "GetModel")
+    for number in range(1000):
+        channels.stub(f"r{number}.example.com:1", "GetModel")
+    opened = [each.at for each in channels.opened()]
+    assert len(opened) == _channel.MAX_CHANNELS
+    assert opened[0] == "host:1"
+    # The client's own stays, and those that are there go on.
+    assert channels.stub("host:1", "GetModel") == channels.stub("r999.example.com:1", "GetModel")
+    assert channels.stub("r1.example.com:1", "GetModel") == "r1.example.com:1"
+
+
+class FakeChannel:
+    """Of which every method is where it leads."""
+
+    def __init__(self, at: str) -> None:
+        self.at = at
+        self.unary_unary = self.unary_stream = self.stream_unary = lambda *_, **__: at
+        self.stream_stream = self.unary_unary
 
 
 def test_each_target_has_one_channel_which_is_closed_with_the_client(
@@ -89,7 +114,8 @@ def test_each_target_has_one_channel_which_is_closed_with_the_client(
 
 
 @pytest.mark.parametrize(
-    "given", ["{replica}:50051", "{replica}", "host:1", "a.{replica}.example.com", "", 7]
+    "given",
+    ["{replica}:50051", "{replica}", "{replica}.com", "host:1", "a.{replica}.example.com", "", 7],
 )
 def test_a_name_of_kept_rows_leads_into_one_domain_alone(given: Any) -> None:
     """Names may come from anybody, and the token goes where they lead."""

@@ -228,9 +228,12 @@ class Connection:
             yield (*self.headers(request), *trace)
 
     def target_of(self, request: Any) -> str:
-        """Where a call goes."""
+        """Where a call goes. The name of a replica is one label, so that it leads to no place but
+        those right before the domain that was given."""
         replica = replica_of(request) if self.replica_target else ""
-        return self.replica_target.replace(_REPLICA, replica) if replica else self.target
+        if not replica or "." in replica:
+            return self.target
+        return self.replica_target.replace(_REPLICA, replica)
 
     def open(self, grpc_flavour: ModuleType, target: str) -> Any:
         """A channel of `grpc` or `grpc.aio`."""
@@ -277,7 +280,8 @@ def _checked_replica_target(target: Any) -> str:
     )
 
 
-_REPLICA_TARGET = re.compile(r"\{replica\}(\.[A-Za-z0-9-]+)+(:[0-9]{1,5})?")
+_REPLICA_TARGET = re.compile(r"\{replica\}(\.[A-Za-z0-9-]+){2,}(:[0-9]{1,5})?")
+"""With two labels at least: what comes before one alone, such as `com`, is anybody's."""
 
 
 def _several(targets: Sequence[Any]) -> str:
@@ -389,6 +393,9 @@ def stubs(channel: Any) -> dict[str, Any]:
     }
 
 
+MAX_CHANNELS = 64
+
+
 class Channels:
     """Those of one client, each opened when something is first called there; safe to share between
     threads."""
@@ -401,8 +408,11 @@ class Channels:
         """The channel to each target, and every method there."""
 
     def stub(self, target: str, method: str) -> Any:
-        """A method at a target."""
+        """A method at a target; at the client's own where there are channels to `MAX_CHANNELS`
+        others, since names of replicas may come from anybody."""
         with self._lock:
+            if target not in self._opened and len(self._opened) >= MAX_CHANNELS:
+                target = self._connection.target
             if target not in self._opened:
                 channel = self._connection.open(self._flavour, target)
                 self._opened[target] = channel, stubs(channel)
