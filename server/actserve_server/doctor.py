@@ -138,11 +138,11 @@ def _adapters(settings: Settings) -> Found:
     from actserve_server.models.lora_folders import load_adapter
 
     for source in settings.lora:
-        if local_folder(source.source, source.revision) is None:
-            fetched = f"{source.source} is not on this machine, and would be fetched"
-            yield Verdict.WORTH_A_LOOK, fetched
-            continue
         try:
+            if local_folder(source.source, source.revision) is None:
+                fetched = f"{source.source} is no folder here, and would be fetched by that id"
+                yield Verdict.WORTH_A_LOOK, fetched
+                continue
             rank = load_adapter(source).rank
         except (OSError, ValueError) as error:
             raise ConfigError(f"{source.id}: {error}") from None

@@ -244,3 +244,7 @@ def test_an_adapter_that_is_not_served_is_told(tmp_path: Path) -> None:
     ((verdict, says),) = found("adapters", **options)
     assert verdict is Verdict.BAD
     assert "change the vocabulary" in says
+    missing = {**options, "lora": (f"mine={tmp_path}/none",)}
+    assert found("adapters", **missing) == [
+        (Verdict.BAD, f"mine: there is no folder {tmp_path}/none")
+    ]

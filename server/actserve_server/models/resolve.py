@@ -45,9 +45,12 @@ def resolve(model: str, cache_dir: Path) -> ResolvedModel:
 
 
 def local_folder(path_or_hub_id: str, revision: str | None) -> Path | None:
-    """Of a resolved model; None where it is yet to be fetched from the Hugging Face Hub."""
+    """Of a resolved model; None where it is yet to be fetched from the Hugging Face Hub. Raises
+    FileNotFoundError for what is clearly a path but is no folder."""
     if Path(path_or_hub_id).is_dir():
         return Path(path_or_hub_id)
+    if path_or_hub_id.startswith(_PATH_PREFIXES):
+        raise FileNotFoundError(f"there is no folder {path_or_hub_id}")
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(path_or_hub_id, "config.json", revision=revision)
