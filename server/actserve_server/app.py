@@ -491,7 +491,7 @@ async def _load(settings: Settings, database: Database) -> App:
         return await VllmEngine.start(wanted, metrics.RowCacheWatch(), metrics.RING_FILL.observe)
 
     def load_pair(source: NlaSource, model: ModelInfo, reached: Reached) -> Awaitable[Autoencoder]:
-        return loading.load_into_room(source, model, wanted, cache, restarts, reached)
+        return loading.load_into_room(source, model, wanted, cache, restarts.apart(), reached)
 
     try:
         engine = await start()

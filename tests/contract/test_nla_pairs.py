@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -47,6 +48,8 @@ class Loader:
         self.let.set()
         self.error: Exception | None = None
         self.asked: list[str] = []
+        self.left: weakref.ref[FakeEngine] | None = None
+        """An engine that had started when the load failed."""
         self.av = FakeEngine()
 
     async def __call__(self, source: NlaSource, model: ModelInfo, reached: Reached) -> Autoencoder:
@@ -54,6 +57,8 @@ class Loader:
         reached(1)
         await self.let.wait()
         if self.error is not None:
+            started = FakeEngine()
+            self.left = weakref.ref(started)
             raise self.error
         return Tiny(id=source.named, model_id=model.id, av=self.av).loaded()
 
@@ -359,3 +364,9 @@ async def _holding_another(folder: Path, loader: Loader) -> AsyncIterator[Served
         remote = await connect(source, FakeEngine().info)
         async with serving(None, *remote, load_pair=loader, nla_folder=folder) as here:
             yield here
+
+
+async def test_of_a_load_that_failed_no_engine_stays(served: Served, loader: Loader) -> None:
+    loader.error = ActserveError(Reason.MEMORY_EXCEEDED, "no room")
+    await served.explanations.LoadNlaPair(pb.LoadNlaPairRequest(name=PAIR))
+    await eventually(lambda: loader.left is not None and loader.left() is None)

@@ -78,6 +78,13 @@ class Restarts:
         self.interrupted = False
         """Whether an engine was closed while it was being started."""
 
+    def apart(self) -> "Restarts":
+        """For engines without which the server goes on: that one stays dead is told by its own
+        calls alone. They are started in turn with the others."""
+        apart = Restarts(self.limits, self.restarted)
+        apart.turn = self.turn
+        return apart
+
 
 class RestartingEngine:
     """Implements `actserve_server.engine.api.Engine` with one engine after another."""

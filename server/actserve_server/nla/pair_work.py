@@ -22,6 +22,8 @@ from actserve_server.nla.loadable_pairs import LoadablePairs
 from actserve_server.nla.pair_sources import NlaSource
 
 RESOURCE_TYPE = "actserve.v1.NlaPair"
+LOAD_S = 3600.0
+"""After which a load has failed, so that those behind it get their turn."""
 STEPS = 2
 """Of loading: an engine each for AV and AR."""
 
@@ -167,11 +169,14 @@ class PairWork:
         async with self._turn:
             doing.reached(0)
             try:
-                loaded = await self._load_pair(source, doing.reached)
+                async with asyncio.timeout(LOAD_S):
+                    loaded = await self._load_pair(source, doing.reached)
             except Exception as error:
-                doing.error = _told(error, pair)
+                doing.error = _kept(_told(error, pair))
                 doing.progress = WorkProgress(WorkState.FAILED, doing.progress.steps_done, STEPS)
                 log.warning("pair not loaded", nla=pair, reason=str(doing.error.message))
+                # Of its engines one may have been there.
+                collect_dead()
                 return
         self._nlas.add(loaded)
         doing.progress = WorkProgress(WorkState.SUCCEEDED, STEPS, STEPS)
@@ -237,6 +242,12 @@ def unloaded(pair: str) -> ActserveError:
         field=("nla",),
         metadata={"resource_type": "actserve.v1.Nla", "resource_name": pair},
     )
+
+
+def _kept(error: ActserveError) -> ActserveError:
+    """Without the frames that it came through, which hold what was loaded."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _told(error: Exception, pair: str) -> ActserveError:
