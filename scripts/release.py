@@ -37,6 +37,8 @@ IDENTITY = "release@actserve"
 NAMESPACE = "actserve-release"
 """What a signature is for, so that one of something else does not count."""
 SUMS = "SHA256SUMS"
+COMMIT = "COMMIT"
+"""What the release was made of: signed as the files are, and what they leave out comes from it."""
 
 
 class NotReady(Exception):
@@ -52,10 +54,15 @@ def check_version(version: str) -> None:
 
 
 def check_tree() -> None:
-    """That what is built is what a commit holds."""
-    done = _output("git", "status", "--porcelain")
+    """That what is built is what a commit holds. Raises `NotReady`, also where git cannot tell."""
+    done = _output("git", "status", "--porcelain", "--untracked-files=all")
     if done:
         raise NotReady(f"the tree has changes that are not committed; commit them:\n{done}")
+
+
+def head() -> str:
+    """The commit that is checked out. Raises `NotReady` where there is none."""
+    return _output("git", "rev-parse", "HEAD")
 
 
 def check_key(key: Path, signers: Path) -> None:
@@ -133,10 +140,13 @@ def made_up_key(folder: Path) -> tuple[Path, Path]:
     return key, signers
 
 
-def make(version: str, *, text: str, parts: list[str], key: Path, signers: Path) -> Path:
-    """Builds, writes notes and checksums, signs, and checks what came of it."""
+def make(
+    version: str, *, commit: str, text: str, parts: list[str], key: Path, signers: Path
+) -> Path:
+    """Builds, writes commit, notes and checksums, signs, and checks what came of it."""
     folder = RELEASES / version
     packages.build(parts, folder)
+    (folder / COMMIT).write_text(f"{commit}\n")
     (folder / "NOTES.md").write_text(text)
     write_sums(folder)
     sign(folder, key)
@@ -144,12 +154,11 @@ def make(version: str, *, text: str, parts: list[str], key: Path, signers: Path)
     return folder
 
 
-def images(version: str) -> list[str]:
+def images(version: str, commit: str) -> list[str]:
     """The commands that build the images, which take a container engine."""
-    revision = _output("git", "rev-parse", "HEAD") or "unknown"
     return [
         f"docker build --target {variant} --tag actserve:{version}-{variant} "
-        f"--build-arg VERSION={version} --build-arg REVISION={revision} "
+        f"--build-arg VERSION={version} --build-arg REVISION={commit} "
         '${BASE_IMAGE:+--build-arg BASE_IMAGE="$BASE_IMAGE"} '
         '${BASE_DIGEST:+--build-arg BASE_DIGEST="$BASE_DIGEST"} .'
         for variant in packages.VARIANTS
@@ -157,7 +166,10 @@ def images(version: str) -> list[str]:
 
 
 def _output(*command: str) -> str:
+    """What it prints. Raises `NotReady` where it fails."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotReady(f"`{' '.join(command)}` ends with {done.returncode}: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
@@ -175,11 +187,13 @@ def main() -> int:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     try:
         check_version(given.version)
+        commit = head()
         if given.dry_run:
             with tempfile.TemporaryDirectory() as own:
                 key, signers = made_up_key(Path(own))
                 folder = make(
                     given.version,
+                    commit=commit,
                     text=notes("Unreleased", changelog),
                     parts=given.parts or packages.buildable(),
                     key=key,
@@ -191,6 +205,7 @@ def main() -> int:
             check_tree()
             folder = make(
                 given.version,
+                commit=commit,
                 text=notes(given.version, changelog),
                 parts=list(packages.PARTS),
                 key=given.key,
@@ -202,7 +217,7 @@ def main() -> int:
     print(f"\n{folder.relative_to(ROOT)}:")
     print(*(f"  {path.name}" for path in sorted(folder.iterdir())), sep="\n")
     print("\nThe images, where there is a container engine:")
-    print(*(f"  {command}" for command in images(given.version)), sep="\n")
+    print(*(f"  {command}" for command in images(given.version, commit)), sep="\n")
     print(f"\nThen publish: scripts/publish.sh {folder.relative_to(ROOT)}")
     return 0
 
