@@ -279,17 +279,29 @@ def _device(settings: Settings) -> Found:
 
 
 def _shared_memory(settings: Settings) -> Found:
-    """The rings of the engine, and of each NLA that is loaded here, have room."""
+    """The rings of the engine, and of each NLA that is loaded here, have room. Pairs that operators
+    may load later keep no server from starting."""
     if settings.model == FAKE_MODEL:
         return
     from actserve_server.engine.vllm.ring import DEFAULT_CAPACITY
+    from actserve_server.nla.loadable_pairs import LoadablePairs
 
-    engines = 1 + sum(2 for source in settings.nla if not source.address)
-    wanted = engines * DEFAULT_CAPACITY
+    here = [source for source in settings.nla if not source.address]
+    try:
+        pairs = LoadablePairs([*here, *settings.nla_loadable], settings.nla_folder).all()
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from None
+    wanted, with_all = ((1 + 2 * count) * DEFAULT_CAPACITY for count in (len(here), len(pairs)))
     free = shutil.disk_usage("/dev/shm").free
     says = f"/dev/shm has {_size(free)} free, of which {_size(wanted)} are needed"
+    larger = "make it larger (docker: --shm-size, the chart: sharedMemory)"
     if free < wanted:
-        yield Verdict.BAD, f"{says}; make it larger (docker: --shm-size, the chart: sharedMemory)"
+        yield Verdict.BAD, f"{says}; {larger}"
+    elif free < with_all:
+        yield (
+            Verdict.WORTH_A_LOOK,
+            f"{says}, and {_size(with_all)} with every pair that may be loaded; {larger}",
+        )
     else:
         yield Verdict.GOOD, says
 

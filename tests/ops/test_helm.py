@@ -264,6 +264,24 @@ def test_shared_memory_holds_the_rings_of_all_engines(pod: Manifest, server: Man
     assert size >= engines * DEFAULT_CAPACITY + (512 << 20)
 
 
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({}, "1Gi"),
+        ({"nla": ["a"]}, "2Gi"),
+        ({"nla_loadable": ["a", "b"]}, "3Gi"),
+        ({"nla_folder": "/srv/actserve/pairs"}, "2Gi"),
+        ({"nla": ["a"], "nla_loadable": ["b"], "nla_folder": "/srv/actserve/pairs"}, "4Gi"),
+    ],
+)
+def test_shared_memory_grows_with_pairs_that_are_loaded_at_once_or_later(
+    helm: str, settings: dict[str, Any], size: str
+) -> None:
+    pod = pod_of(render(helm, "--set-json", f"settings={json.dumps(settings)}"))
+    (source,) = (each["emptyDir"] for each in pod["volumes"] if each["name"] == "shared-memory")
+    assert source["sizeLimit"] == size
+
+
 def test_shared_memory_is_memory_of_a_bounded_size(pod: Manifest, server: Manifest) -> None:
     (volume,) = (
         mount["name"] for mount in server["volumeMounts"] if mount["mountPath"] == "/dev/shm"
@@ -463,6 +481,24 @@ def test_the_http_port_is_served_where_it_is_set(helm: str) -> None:
             "insecure=true,nodes=2,settings.tensor_parallel_size=2,autoscaling.enabled=true",
             "autoscaling is of Deployments, but nodes is more than 1",
         ),
+        ("insecure=true,nodes=2,settings.tensor_parallel_size=2", "set networkPolicy.enabled"),
+        (
+            "insecure=true,extraEnv[0].name=ACTSERVE_DATABASE_URL,extraEnv[0].value=postgresql://",
+            "set storage.databaseUrlSecret",
+        ),
+        (
+            "insecure=true,args={serve,--database-url,postgresql://}",
+            "set storage.databaseUrlSecret",
+        ),
+        (
+            "insecure=true,args={serve,--database-url=postgresql://}",
+            "set storage.databaseUrlSecret",
+        ),
+        (
+            "insecure=true,networkPolicy.enabled=true,networkPolicy.limitEgress=true,"
+            "networkPolicy.dns=null",
+            "set networkPolicy.dns",
+        ),
         ("insecure=true,grpcRoute.enabled=true", "set grpcRoute.parentRefs"),
         (
             f"{SECRETS},grpcRoute.enabled=true,grpcRoute.parentRefs[0].name=public",
@@ -563,6 +599,12 @@ def test_a_policy_lets_in_callers_and_prometheus_and_nobody_else(helm: str) -> N
     ]
     (names,) = policy["egress"]
     assert {each["port"] for each in names["ports"]} == {53}
+    # Nowhere else: whatever is sent to port 53 would leave the cluster.
+    (peer,) = names["to"]
+    assert peer["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "kube-system"
+    }
+    assert peer["podSelector"]["matchLabels"] == {"k8s-app": "kube-dns"}
     labels = only(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
     assert policy["podSelector"]["matchLabels"].items() <= labels.items()
 

@@ -18,6 +18,7 @@ from actserve_server import doctor
 from actserve_server.cli import main
 from actserve_server.config import Settings
 from actserve_server.doctor import Verdict
+from actserve_server.engine.vllm.ring import DEFAULT_CAPACITY
 from actserve_server.models import memory_needs
 from actserve_server.storage.database import Database
 from actserve_server.storage.database_places import place
@@ -215,6 +216,38 @@ def test_too_little_shared_memory_is_told(tmp_path: Path, monkeypatch: pytest.Mo
     (told,) = found("shared memory", model=model)
     assert told[0] is Verdict.BAD
     assert "--shm-size" in told[1]
+
+
+def test_pairs_that_may_be_loaded_later_take_shared_memory_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = checkpoint(tmp_path / "model", "LlamaForCausalLM")
+    for pair in ("now", "pairs/one", "pairs/two"):
+        (tmp_path / pair / "av").mkdir(parents=True)
+    now, one = str(tmp_path / "now"), str(tmp_path / "pairs/one")
+    options: dict[str, Any] = {"model": model, "nla": (now,)}
+    for later, engines in (
+        ({}, 3),
+        ({"nla_loadable": (one,)}, 5),
+        ({"nla_folder": tmp_path / "pairs"}, 7),
+        ({"nla_loadable": (one,), "nla_folder": tmp_path / "pairs"}, 7),
+    ):
+        for free, verdict in (
+            (engines * DEFAULT_CAPACITY, Verdict.GOOD),
+            (engines * DEFAULT_CAPACITY - 1, Verdict.WORTH_A_LOOK if later else Verdict.BAD),
+        ):
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(GIB, GIB, free))
+            ((told, _),) = found("shared memory", **options, **later)
+            assert told is verdict, later
+
+
+def test_two_pairs_of_one_id_are_told(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path / "model", "LlamaForCausalLM")
+    for half in ("a/pair/av", "b/pair/av"):
+        (tmp_path / half).mkdir(parents=True)
+    both = tuple(str(tmp_path / pair) for pair in ("a/pair", "b/pair"))
+    (told,) = found("shared memory", model=model, nla_loadable=both)
+    assert told == (Verdict.BAD, "nla: there are two called pair; give them an id")
 
 
 def test_too_few_open_files_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

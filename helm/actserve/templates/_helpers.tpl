@@ -58,7 +58,9 @@ of an hour at most. */}}
 {{/* A ring takes 64 MiB, and each pair has two more engines; the rest is for vLLM, whose processes, one
 for each GPU, talk through it. */}}
 {{- define "actserve.sharedMemory" -}}
-{{- .Values.sharedMemory.size | default (printf "%dGi" (add 1 .Values.gpus (len (.Values.settings.nla | default list)))) -}}
+{{- $settings := .Values.settings -}}
+{{- $pairs := add (len ($settings.nla | default list)) (len ($settings.nla_loadable | default list)) (empty $settings.nla_folder | ternary 0 1) -}}
+{{- .Values.sharedMemory.size | default (printf "%dGi" (add 1 .Values.gpus $pairs)) -}}
 {{- end }}
 
 {{/* What every probe has in common. It ends within the question, so that a probe may add a service. */}}
