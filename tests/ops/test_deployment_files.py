@@ -183,6 +183,15 @@ class TestUnit:
         # The server ends its engines by itself; they must not be told to stop before that.
         assert unit()["KillMode"] == ["mixed"]
 
+    def test_the_doctor_has_time_to_read_adapters(self) -> None:
+        (start,) = unit()["TimeoutStartSec"]
+        # 30 GiB from a network disk of 50 MiB/s.
+        assert int(start.removesuffix("min")) * 60 >= 30 * 1024 / 50
+
+    def test_what_fails_is_not_tried_for_ever(self) -> None:
+        assert unit()["StartLimitIntervalSec"] == ["1h"]
+        assert unit()["StartLimitBurst"] == ["5"]
+
     def test_an_option_that_cannot_be_used_is_not_tried_again(self) -> None:
         assert unit()["Restart"] == ["on-failure"]
         assert unit()["RestartPreventExitStatus"] == ["2"]
