@@ -34,6 +34,7 @@ TLS = ["--set", "settings.tls_cert=/tls/tls.crt", "--set", "settings.tls_key=/tl
 LWS = "leaderworkerset.sigs.k8s.io"
 SECRETS = "tls.secretName=t,access.secretName=a"
 OPEN = ["--set", "insecure=true"]
+LIMITED = "insecure=true,networkPolicy.enabled=true,networkPolicy.limitEgress=true"
 
 Manifest = dict[str, Any]
 
@@ -495,8 +496,7 @@ def test_the_http_port_is_served_where_it_is_set(helm: str) -> None:
             "set storage.databaseUrlSecret",
         ),
         (
-            "insecure=true,networkPolicy.enabled=true,networkPolicy.limitEgress=true,"
-            "networkPolicy.dns=null",
+            f"{LIMITED},networkPolicy.dns=null",
             "set networkPolicy.dns",
         ),
         ("insecure=true,grpcRoute.enabled=true", "set grpcRoute.parentRefs"),
