@@ -44,7 +44,7 @@ class Llm:
     def get_tokenizer(self) -> Any:
         return SimpleNamespace()
 
-    async def generate(self, *of: Any) -> AsyncGenerator[Any, None]:
+    async def generate(self, *of: Any, lora_request: None) -> AsyncGenerator[Any, None]:
         outputs: asyncio.Queue[Exception] = asyncio.Queue()
         self.waiting.append(outputs)
         self.asked.set()
@@ -77,7 +77,7 @@ async def engine(llm: Llm) -> VllmEngine:
         row_bytes=lambda capture: 8 * len(capture.sites),
     )
     rows = RowCache(1 << 20, block_tokens=4)
-    return VllmEngine(llm, info, collector, weights=None, rows=rows, graphs={})  # type: ignore[arg-type]
+    return VllmEngine(llm, info, collector, weights=None, rows=rows, graphs={}, adapters={})  # type: ignore[arg-type]
 
 
 async def _events(engine: VllmEngine, run: Run) -> list[Any]:

@@ -61,7 +61,9 @@ class Worker:
     def get_tokenizer(self) -> Any:
         return SimpleNamespace(decode=lambda ids: "x" * len(ids))
 
-    async def generate(self, prompt: Any, params: Any, run_id: str) -> AsyncGenerator[Any, None]:
+    async def generate(
+        self, prompt: Any, params: Any, run_id: str, *, lora_request: None
+    ) -> AsyncGenerator[Any, None]:
         taps = wire.decode(params.extra_args[wire.EXTRA_ARG])
         readable = params.extra_args.get(READABLE_ARG, 0)
         assert params.skip_reading_prefix_cache == (readable == 0)
@@ -117,7 +119,7 @@ async def served() -> AsyncGenerator[tuple[VllmEngine, Worker], None]:
         row_bytes=lambda capture: 2 * WIDTH * len(capture.sites),
     )
     rows = RowCache(1 << 20, BLOCK)
-    engine = VllmEngine(worker, info, collector, weights=None, rows=rows, graphs={})  # type: ignore[arg-type]
+    engine = VllmEngine(worker, info, collector, weights=None, rows=rows, graphs={}, adapters={})  # type: ignore[arg-type]
     yield engine, worker
     if not worker.errored:
         await engine.close()
