@@ -252,8 +252,8 @@ async def test_a_run_that_is_closed_gives_its_room_back_and_its_rows_to_nobody(
     worker.sends_until = 6
     generate = worker.generate
 
-    async def hang(*of: Any) -> AsyncGenerator[Any, None]:
-        async for output in generate(*of):
+    async def hang(*of: Any, lora_request: None) -> AsyncGenerator[Any, None]:
+        async for output in generate(*of, lora_request=None):
             await asyncio.Event().wait()
             yield output
 
