@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from actserve.v1 import (
@@ -53,7 +53,7 @@ from actserve_server.rpc.transport import metrics
 from actserve_server.rpc.transport.audit_log import AuditLog
 from actserve_server.rpc.transport.auth import KnownCallers
 from actserve_server.rpc.transport.call_limit import CallLimit
-from actserve_server.rpc.transport.health_service import HealthService, only_check
+from actserve_server.rpc.transport.health_service import HealthService, answering
 from actserve_server.rpc.transport.methods import Methods
 from actserve_server.rpc.transport.model_header import ModelHeader
 from actserve_server.rpc.transport.observer import Observer
@@ -83,8 +83,8 @@ LIVENESS = "liveness"
 """The name under which health says whether the server is there at all. It is SERVING also while an
 engine is started again, so that nobody ends the server meanwhile; one that cannot go on ends
 itself."""
-MAX_PROBES = 32
-"""The most calls at once on the health port, to which anybody may connect."""
+MAX_PROBE_CONNECTIONS = 64
+"""The most at once to the health port, to which anybody may connect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,14 +194,13 @@ class RpcServer:
         )
         self.methods.add_to(self._server)
         self._health = HealthService()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_generic_rpc_handlers((answering(self._health, "Check", "Watch"),))
         reflection.enable_server_reflection(
             (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server
         )
-        self._probes = grpc.aio.server(
-            options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=MAX_PROBES
-        )
-        self._probes.add_generic_rpc_handlers((only_check(self._health),))
+        self._probes = grpc.aio.server(options=_PROBE_OPTIONS)
+        # No watches, which have no end: they could take all the room that probes have.
+        self._probes.add_generic_rpc_handlers((answering(self._health, "Check"),))
         _prepare_metrics()
         self._listening = listening
         self.port = listening.port
@@ -242,6 +241,21 @@ class RpcServer:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+_PROBE_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    # What one connection can ask for at once takes no room from others. A probe asks once, at once
+    # and with the name of a service, and often on a connection of its own.
+    ("grpc.max_allowed_incoming_connections", MAX_PROBE_CONNECTIONS),
+    ("grpc.max_concurrent_streams", 4),
+    ("grpc.max_receive_message_length", 4 << 10),
+    # A connection that is silent, idle or does not read its answers gives its place back.
+    ("grpc.server_handshake_timeout_ms", 2_000),
+    ("grpc.max_connection_idle_ms", 5_000),
+    ("grpc.max_connection_age_ms", 20_000),
+    ("grpc.max_connection_age_grace_ms", 2_000),
+]
 
 
 def _options(listening: Listening) -> list[tuple[str, int]]:
