@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
 
 import structlog
 
-from actserve_server import logs, trace_export
+from actserve_server import logs, open_files, trace_export
 from actserve_server.background import EXPIRE_S, end, going_on, repeat
 from actserve_server.config import ConfigError, Settings, is_loopback
 from actserve_server.dictionaries import dictionary_loading
@@ -411,11 +411,13 @@ async def serve(settings: Settings) -> None:
     """Serves until told to stop. Raises `ConfigError` for options that cannot work here, and
     `EngineLostError` if it had to end by itself."""
     logs.configure(settings.log_level)
+    open_files.raise_limit()
     # All that can fail for a wrong option fails now, not after a minute of loading.
     listening = how_to_listen(settings)
     allowed_webhooks(settings)
     _look_for_dictionaries(settings)
     check_ports(settings)
+    open_files.check_open_files(settings)
     trace_export.wanted(settings)
     trace_export.take_over()
     database = _database(settings)

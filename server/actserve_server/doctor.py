@@ -6,7 +6,6 @@ out by failing, such as too little memory, is worked out from the model's files.
 """
 
 import os
-import resource
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,11 +17,11 @@ from typing import Any
 from cryptography import x509
 from sqlalchemy import exc
 
-from actserve_server import trace_export
+from actserve_server import open_files, trace_export
 from actserve_server.config import ConfigError, Settings
 from actserve_server.dictionaries import dictionary_loading
 from actserve_server.dictionaries.dictionary_loading import DictionaryError
-from actserve_server.listening import SPARE_FILES, check_ports, how_to_listen
+from actserve_server.listening import check_ports, how_to_listen
 from actserve_server.models import memory_needs
 from actserve_server.models.memory_needs import MemoryNeeds
 from actserve_server.models.resolve import local_folder
@@ -307,11 +306,15 @@ def _shared_memory(settings: Settings) -> Found:
 
 
 def _open_files(settings: Settings) -> Found:
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = settings.max_calls + SPARE_FILES
+    open_files.check_open_files(settings)
+    limit = open_files.limit()
+    wanted = settings.max_calls + open_files.taken(settings)
     says = f"{limit} files may be open, {wanted} are needed for max_calls {settings.max_calls}"
     if limit < wanted:
-        yield Verdict.WORTH_A_LOOK, f"{says}; raise it (ulimit -n, LimitNOFILE), or lower max_calls"
+        yield (
+            Verdict.WORTH_A_LOOK,
+            f"{says}; raise it (ulimit -Hn, LimitNOFILE), or lower max_calls",
+        )
     else:
         yield Verdict.GOOD, says
 

@@ -1,16 +1,15 @@
 """How a server listens, and to whom: ports, TLS, known callers, quotas and the audit log, made of
 the options."""
 
-import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prometheus_client import start_http_server
-
+from actserve_server import metrics_page
 from actserve_server.config import ConfigError, Settings
+from actserve_server.open_files import room_for_connections
 from actserve_server.rpc.server import DESCRIPTORS, Listening, RpcServer
 from actserve_server.rpc.transport.access_tokens import TokenFile
 from actserve_server.rpc.transport.audit_log import AuditLog
@@ -23,9 +22,6 @@ from actserve_server.tls_files import TlsFiles
 
 if TYPE_CHECKING:
     from actserve_server.http.http_server import HttpServer
-
-SPARE_FILES = 256
-"""Open beside connections: of libraries, the database, logs, and what the engine talks by."""
 
 
 def how_to_listen(settings: Settings) -> Listening:
@@ -47,7 +43,7 @@ def how_to_listen(settings: Settings) -> Listening:
         max_connection_age_s=settings.max_connection_age_s,
         reader_timeout_s=settings.reader_timeout_s,
         max_calls=settings.max_calls,
-        max_connections=_room_for_connections(settings),
+        max_connections=room_for_connections(settings),
         tenant_share=settings.tenant_share,
         health_port=settings.health_port,
         tls=tls,
@@ -55,14 +51,6 @@ def how_to_listen(settings: Settings) -> Listening:
         tenants=tenants,
         audit=audit,
     )
-
-
-def _room_for_connections(settings: Settings) -> int:
-    """How many connections each port takes, so that other files can always be opened. gRPC serves
-    nobody any more where one cannot, whose connection was open before either."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    ports = 1 if settings.http_port is None else 2
-    return max(1, (limit - SPARE_FILES) // ports)
 
 
 def _known_callers(settings: Settings) -> KnownCallers:
@@ -179,11 +167,11 @@ def serve_metrics(settings: Settings) -> Callable[[], None]:
     if settings.metrics_port == 0:
         return lambda: None
     try:
-        server, _ = start_http_server(settings.metrics_port, settings.metrics_host)
+        end, _ = metrics_page.serve(settings.metrics_host, settings.metrics_port)
     except OSError as error:
         where = f"{settings.metrics_host}:{settings.metrics_port}"
         raise ConfigError(
             f"cannot serve metrics on {where}: {error.strerror or error}; choose another "
             "metrics_port, or 0 for none"
         ) from None
-    return server.shutdown
+    return end

@@ -34,7 +34,7 @@ from actserve.v1 import (
     steering_vector_service_pb2_grpc,
 )
 from actserve.v1 import steering_vector_service_pb2 as vector_pb
-from actserve_server import listening
+from actserve_server import open_files
 from actserve_server.domain.model import Limits
 from actserve_server.engine.fake import FakeEngine
 from actserve_server.storage import database_places
@@ -70,7 +70,7 @@ time.time_ns = shifted(time.time_ns, 10**9, {path!r})
 """A wall clock that is as many seconds wrong as a file says."""
 
 
-FILES = listening.SPARE_FILES + 32
+FILES = open_files.SPARE_FILES + open_files.FEWEST_CONNECTIONS
 FEW_FILES = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, ({FILES}, {FILES}))

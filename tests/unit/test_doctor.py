@@ -251,10 +251,15 @@ def test_two_pairs_of_one_id_are_told(tmp_path: Path) -> None:
 
 
 def test_too_few_open_files_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
     (told,) = found("open files")
     assert told[0] is Verdict.WORTH_A_LOOK
+    assert "1024 files" in told[1]
     assert "lower max_calls" in told[1]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
+    (told,) = found("open files")
+    assert told[0] is Verdict.BAD
+    assert "raise the hard limit" in told[1]
 
 
 def test_the_exit_status_tells_whether_a_server_would_start(
