@@ -1,6 +1,7 @@
 """Rows, steering and text under LoRA adapters are those of transformers and PEFT, each adapter's
 its own whatever runs beside it or ran before: on a tiny Llama with two random adapters."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +27,13 @@ from tests.integration.harness import (
     EngineThread,
     Result,
     at,
+    collect,
     every_site,
     greedy,
     make_run,
     relative_errors,
+    started,
+    vllm_counter,
 )
 from tests.integration.reference import Reference
 from tests.integration.weights import head_matrix, reference_head_matrix
@@ -51,6 +55,8 @@ NONE = ""
 NAMES = (NONE, *ADAPTERS)
 
 TOLERANCE = 1e-3
+SMALL_KV_BYTES = 1 << 20
+"""A few prompts of the longest, so that requests are preempted."""
 CHUNK = 32
 """Tokens that are computed at once, so that a step has several adapters, and prompts are cut."""
 
@@ -85,7 +91,7 @@ def folders(model: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def engine(model: Path, folders: dict[str, Path]) -> Iterator[EngineThread]:
     sources = [LoraSource(id=name, source=str(path)) for name, path in folders.items()]
-    started = EngineThread(
+    running = EngineThread(
         EngineOptions(
             model_id="tiny",
             model_path=str(model),
@@ -95,11 +101,11 @@ def engine(model: Path, folders: dict[str, Path]) -> Iterator[EngineThread]:
             max_num_batched_tokens=CHUNK,
             max_num_seqs=16,
             block_size=32,
-            kv_cache_memory_bytes=16 << 20,
+            kv_cache_memory_bytes=SMALL_KV_BYTES,
         )
     )
-    yield started
-    started.close()
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +184,39 @@ def test_generated_text_is_what_it_is_alone(engine: EngineThread, reference: Ada
         for _ in range(tokens):
             ids.append(int(reference.under(name).logprobs(ids).argmax()))
         assert texts[2 * index] == texts[2 * index + 1] == ids[len(prompt) :], name
+
+
+def test_what_others_steer_and_cancel_and_preemptions_change_no_row_of_an_adapter(
+    engine: EngineThread, reference: Adapted
+) -> None:
+    sites, vector = (STREAM, LOGITS), np.ones(engine.info.width, np.float32)
+    edit = Intervention((STREAM,), at(*range(len(PROMPTS[2]))), Add(vector, 9.0))
+    asked = [(name, prompt) for prompt in PROMPTS for name in NAMES]
+    engine.forget()
+    before = vllm_counter("vllm:num_preemptions_total")
+
+    async def beside_others() -> list[Result]:
+        """Those asked for, among runs of all adapters that are steered, of which every other one
+        is cancelled once it has begun."""
+        others = [
+            under(name, make_run(PROMPTS[2], edit, sites=sites, sampling=greedy(80)))
+            for _ in range(4)
+            for name in NAMES
+        ]
+        gone = [asyncio.create_task(started(engine.engine, other)) for other in others[::2]]
+        stay = [asyncio.create_task(collect(engine.engine, other)) for other in others[1::2]]
+        ours = await asyncio.gather(
+            *(
+                collect(engine.engine, under(name, make_run(prompt, sites=sites)))
+                for name, prompt in asked
+            )
+        )
+        await asyncio.gather(*gone, *stay)
+        return ours
+
+    results = engine.call(beside_others())
+    assert vllm_counter("vllm:num_preemptions_total") > before
+    check(results, [reference.under(name).rows(prompt) for name, prompt in asked])
 
 
 def test_neither_the_prefix_cache_nor_captured_rows_pass_between_adapters(
