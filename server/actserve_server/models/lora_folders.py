@@ -5,13 +5,13 @@ more to it is refused, since to leave that out would be to answer for another on
 same files again.
 """
 
-import hashlib
 import re
 from pathlib import Path
 
 from actserve_server.domain.lora_adapter import LoraAdapter
 from actserve_server.models.lora_sources import LoraSource
-from actserve_server.nla.adapters import PEFT_CONFIG, PEFT_WEIGHTS, LowRank, read_peft
+from actserve_server.models.peft_files import PEFT_WEIGHTS, peft_digest
+from actserve_server.nla.adapters import LowRank, read_peft
 from actserve_server.nla.pair_sources import fetched
 
 MAX_RANK = 256
@@ -47,7 +47,7 @@ def load_adapter(source: LoraSource) -> LoraAdapter:
         path=str(folder),
         rank=rank,
         shapes=shapes,
-        sha256=_sha256(folder / PEFT_CONFIG, weights),
+        sha256=peft_digest(folder),
     )
 
 
@@ -69,11 +69,3 @@ def _module(name: str, change: LowRank, path: Path) -> str:
     if not (change.down.isfinite().all() and change.up.isfinite().all()):
         raise ValueError(f"{path} holds numbers for {module} that are not finite")
     return module
-
-
-def _sha256(*paths: Path) -> str:
-    made = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            made.update(hashlib.file_digest(file, "sha256").digest())
-    return made.hexdigest()

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from actserve_server.models.peft_files import PEFT_CONFIG, PEFT_WEIGHTS
 from actserve_server.nla.sidecar import AR_META, read_json
 
-PEFT_CONFIG = "adapter_config.json"
-PEFT_WEIGHTS = "adapter_model.safetensors"
 EASYNLA_WEIGHTS = "ar_lora_value_head.safetensors"
 
 _PLAIN = {

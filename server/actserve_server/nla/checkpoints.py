@@ -7,9 +7,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from actserve_server.models.peft_files import PEFT_CONFIG
 from actserve_server.nla.adapters import (
     EASYNLA_WEIGHTS,
-    PEFT_CONFIG,
     LowRank,
     read_easynla,
     read_peft,

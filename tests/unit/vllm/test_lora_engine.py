@@ -1,5 +1,6 @@
 """vLLM is told of all adapters at once, and a model that can have none is refused."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,8 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 
 from actserve_server.domain.lora_adapter import LoraAdapter
 from actserve_server.engine.vllm import lora_engine
+from actserve_server.models.lora_folders import load_adapter
+from tests.unit.saved_adapters import saved
 
 QUERIES, OUTPUTS = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.o_proj"
 ADAPTERS = (
@@ -53,3 +56,24 @@ def test_a_model_that_vllm_runs_under_no_adapter_is_refused(
         else:
             with pytest.raises(ValueError, match="runs GPT2LMHeadModel under no adapter"):
                 lora_engine.check_adaptable(config)
+
+
+async def test_files_that_have_changed_since_the_start_are_not_loaded(tmp_path: Path) -> None:
+    """By an engine that starts again."""
+    adapter = load_adapter(saved(tmp_path))
+    asked: list[Any] = []
+
+    class Llm:
+        errored = False
+
+        async def collective_rpc(self, method: str, **of: Any) -> list[str]:
+            asked.append(method)
+            return [""]
+
+    llm: Any = Llm()
+    await lora_engine.load_adapters(llm, [adapter])
+    assert len(asked) == 1
+    saved(tmp_path, value=2.0)
+    with pytest.raises(ValueError, match=r"adapter a: the files in .* have changed"):
+        await lora_engine.load_adapters(llm, [adapter])
+    assert len(asked) == 1

@@ -5,7 +5,9 @@ adapter and none is read from disk again. vLLM names a cached block by the adapt
 `block_names.py`; keys, values and rows of one are found under no other.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from vllm.config import VllmConfig
@@ -17,6 +19,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from actserve_server.domain.lora_adapter import LoraAdapter
 from actserve_server.engine.vllm.ask_workers import ask
+from actserve_server.models.peft_files import peft_digest
 
 _RANKS = sorted(get_args(MaxLoRARanks))
 
@@ -67,8 +70,15 @@ def lora_requests(adapters: Sequence[LoraAdapter]) -> Mapping[str, LoRARequest]:
 
 
 async def load_adapters(llm: AsyncLLM, adapters: Sequence[LoraAdapter]) -> None:
-    """Raises ValueError for one that does not fit the model."""
+    """Raises ValueError for one that does not fit the model, or whose files are others than they
+    were: an engine that starts again reads them anew, and what was computed with the old ones is
+    found by their digest."""
     for number, each in enumerate(adapters, 1):
+        if await asyncio.to_thread(peft_digest, Path(each.path)) != each.sha256:
+            raise ValueError(
+                f"adapter {each.id}: the files in {each.path} have changed since the server "
+                "started; put the old ones back, or start the server again"
+            )
         shapes = {name: list(shape) for name, shape in each.shapes.items()}
         for reason in await ask(llm, "load_adapter", each.id, number, each.path, shapes):
             if reason:
