@@ -94,7 +94,7 @@ PARTS: dict[str, Callable[[Path], None]] = {
 
 
 def build(parts: Iterable[str], out: Path) -> None:
-    """Builds them into a folder, which is emptied before. Raises `BuildFailed` and `NoHelm`."""
+    """Builds them into a folder, from which all else is deleted. Raises `BuildFailed`, `NoHelm`."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     for part in parts:

@@ -42,7 +42,7 @@ class AskedCorpus:
     site: str
     """The canonical name of the site."""
     asked: str
-    """A digest of all else: positions, interventions and how to explain."""
+    """A digest of everything else that the words depend on: positions, interventions, sampling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

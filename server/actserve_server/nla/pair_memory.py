@@ -20,7 +20,7 @@ from actserve_server.nla.checkpoints import holds_adapter
 from actserve_server.nla.pair_sources import NlaFolders
 
 _ASKS_DEVICE = "import torch; print(*torch.cuda.mem_get_info())"
-"""In a process of its own: one that has asked a device cannot start an engine by forking."""
+"""Run in a process of its own: one that has used CUDA can no longer fork to start an engine."""
 _ASKING_S = 120.0
 
 

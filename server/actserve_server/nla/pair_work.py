@@ -23,7 +23,7 @@ from actserve_server.nla.pair_sources import NlaSource
 
 RESOURCE_TYPE = "actserve.v1.NlaPair"
 LOAD_S = 3600.0
-"""After which a load has failed, so that those behind it get their turn."""
+"""A load that takes longer has failed, so that the next one gets its turn."""
 STEPS = 2
 """Of loading: an engine each for AV and AR."""
 
@@ -198,10 +198,11 @@ class PairWork:
     ) -> NlaSource:
         if pair in sources:
             return sources[pair]
-        known = ", ".join(sorted(sources)) or "none; its operator says by --nla-folder which"
+        known = ", ".join(sorted(sources))
+        may = known or "none, unless its operator gives it an --nla-folder"
         raise ActserveError(
             Reason.RESOURCE_NOT_FOUND,
-            f"there is no pair {name[:100]!r}; those that this server may load are {known}",
+            f"this server knows no pair {name[:100]!r}; it may load {may}",
             field=field,
             metadata={"resource_type": RESOURCE_TYPE, "resource_name": name},
         )

@@ -92,7 +92,8 @@ def tokens_consumed(rules: TenantRules, prompt: int, output: int) -> None:
 
 
 def refused(rules: TenantRules, error: ActserveError) -> None:
-    """A call or an item of a tenant with these rules was refused, if it was for a quota."""
+    """Counts the refusal of a call or an item of a tenant with these rules, if a quota was the
+    reason."""
     if (quota := _QUOTAS.get(error.reason)) is None:
         return
     told = str(error.metadata.get("quota", ""))
