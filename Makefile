@@ -121,8 +121,9 @@ durability: setup ## Kill a server 200 times on each database while vectors, mon
 	  $(PY) -m pytest -s tests/contract/test_durability.py tests/contract/test_stopped_watcher.py $(ARGS)
 
 .PHONY: fuzz
-fuzz: setup ## Send a server 50,000 made-up requests: answers or stated refusals, flat memory
+fuzz: setup ## Send a server 50,000 made-up requests, and each decoder as many made-up inputs: answers or stated refusals
 	@FUZZ_CASES=$${FUZZ_CASES:-50000} $(PY) -m pytest -s tests/contract/test_fuzz.py $(ARGS)
+	@FUZZ_CASES=$${FUZZ_CASES:-50000} $(PY) -m tests.fuzzing.guided
 
 .PHONY: load
 load: setup ## Load a server with 500 streams for ten minutes: exact answers or stated refusals, flat memory

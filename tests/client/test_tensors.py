@@ -80,3 +80,12 @@ def test_an_unknown_element_type_is_refused(element_type: int) -> None:
     unknown = tensor_pb2.Tensor(element_type=element_type, shape=[0])  # pyright: ignore[reportArgumentType]
     with pytest.raises(actserve.BadResponse, match=f"element type {element_type}"):
         decode(unknown)
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, *[(1 << 32) - 1] * 3), (0,) * 80], ids=["long", "of many axes"]
+)
+def test_a_shape_of_no_elements_that_no_array_has_is_refused(shape: tuple[int, ...]) -> None:
+    told = tensor_pb2.Tensor(element_type=tensor_pb2.ELEMENT_TYPE_F32, shape=shape)
+    with pytest.raises(actserve.BadResponse, match="no array"):
+        decode(told)

@@ -68,7 +68,12 @@ def decode(tensor: tensor_pb2.Tensor) -> Float32Array:
             f"the server sent {len(tensor.data)} bytes for a tensor of shape {list(shape)}, "
             f"which has {expected}"
         )
-    bits = np.frombuffer(tensor.data, storage).reshape(shape)
+    try:
+        bits = np.frombuffer(tensor.data, storage).reshape(shape)
+    except ValueError:  # Of no elements, along more axes or longer ones than numpy has.
+        raise BadResponse(
+            f"the server sent a tensor of shape {described(list(shape))}, which is no array's"
+        ) from None
     if tensor.element_type == tensor_pb2.ELEMENT_TYPE_BF16:
         wide = bits.astype(np.uint32)
         wide <<= 16

@@ -1,7 +1,9 @@
 """What readers of dictionaries share: configurations, tensors, and what they make of them."""
 
 import json
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +58,23 @@ def read_json(path: Path) -> Mapping[str, Any]:
     """A mapping of JSON or YAML."""
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise DictionaryFormatError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes")
-    text = path.read_text()
     try:
+        text = path.read_text("utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise DictionaryFormatError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise DictionaryFormatError(f"{path} is not a mapping of names to values")
     return values
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Says which file is damaged, whatever zlib, zipfile or numpy make of it."""
+    try:
+        yield
+    except Exception as error:
+        raise DictionaryFormatError(f"{path} cannot be read as arrays: {error}") from error
 
 
 class Tensors:
@@ -72,9 +83,13 @@ class Tensors:
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.suffix == ".npz":
-            # Closed when it is gone; never with pickles in it.
-            self._npz = np.load(path, allow_pickle=False)
-            self.names = frozenset(self._npz.files)
+            with _reading(path):
+                zipfile.ZipFile(
+                    path
+                ).close()  # Of one that is none numpy would leave the file open.
+                # Closed when it is gone; never with pickles in it.
+                self._npz = np.load(path, allow_pickle=False)
+                self.names = frozenset(self._npz.files)
         else:
             from safetensors import safe_open  # numpy has no bfloat16, so by way of torch.
 
@@ -98,7 +113,8 @@ class Tensors:
         if name not in self.names:
             return None
         if self._npz is not None:
-            values = np.ascontiguousarray(self._npz[name], np.float32)
+            with _reading(self.path):
+                values = np.ascontiguousarray(self._npz[name], np.float32)
         else:
             values = np.ascontiguousarray(self._file.get_tensor(name).float().numpy())
         fits = len(values.shape) == len(shape) and all(
