@@ -20,10 +20,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypedDict, TypeVar, cast
 
 import structlog
+from filelock import FileLock
 
 from actserve_server import logs, open_files, trace_export
 from actserve_server.background import EXPIRE_S, end, going_on, repeat
-from actserve_server.config import ConfigError, Settings, is_loopback
+from actserve_server.config import (
+    FAKE_MODEL,
+    ConfigError,
+    Settings,
+    check_autoencoders,
+    is_loopback,
+)
 from actserve_server.dictionaries import dictionary_loading
 from actserve_server.dictionaries.dictionary_loading import DictionaryError
 from actserve_server.dictionaries.dictionary_memory import DictionaryMemory
@@ -79,7 +86,8 @@ from actserve_server.rpc.server import GraphParts, Listening, RpcServer
 from actserve_server.rpc.transport import metrics
 from actserve_server.steering.registry import VectorQuota, VectorRegistry
 from actserve_server.storage.database import Database
-from actserve_server.storage.database_places import StoreConfigError, place
+from actserve_server.storage.database_places import SqliteFile, StoreConfigError, place
+from actserve_server.storage.folder_owner import own, shared_folder
 from actserve_server.storage.stored_cells import StoredCells
 
 if TYPE_CHECKING:
@@ -92,9 +100,6 @@ LAST_WORDS_S = 1.0
 """What finished calls get to write their last message, whatever is left of the grace."""
 
 T = TypeVar("T")
-
-FAKE_MODEL = "fake"
-"""Serves made-up activations and text without a model, for trying a client."""
 
 
 class FakeShape(TypedDict, total=False):
@@ -416,6 +421,7 @@ async def serve(settings: Settings) -> None:
     listening = how_to_listen(settings)
     allowed_webhooks(settings)
     _look_for_dictionaries(settings)
+    check_autoencoders(settings)
     check_ports(settings)
     open_files.check_open_files(settings)
     trace_export.wanted(settings)
@@ -426,6 +432,7 @@ async def serve(settings: Settings) -> None:
     _stop_on_signals(first, second)
     try:
         await _unless(first, _prepare(database))
+        owned = _own_folder(database)
         app = await _unless(first, _load(settings, database))
     except BaseException:
         database.close()
@@ -446,6 +453,8 @@ async def serve(settings: Settings) -> None:
             await _unless(second if first.is_set() else first, app.drain())
     finally:
         await app.close()
+        if owned is not None:
+            owned.release()
         stop_traces()
         stop_metrics()
     log.info("stopped")
@@ -472,10 +481,22 @@ async def _prepare(database: Database) -> None:
         raise ConfigError(str(error)) from None
 
 
+def _own_folder(database: Database) -> FileLock | None:
+    """What tells other servers that this one stores there; one that cannot be written to keeps
+    nobody from starting."""
+    if not isinstance(database.place, SqliteFile):
+        return None
+    try:
+        owned = own(database.place)
+    except OSError:
+        return None
+    if owned is None:
+        log.warning("store", shared=shared_folder(database.place))
+    return owned
+
+
 async def _load(settings: Settings, database: Database) -> App:
     if settings.model == FAKE_MODEL:
-        if settings.nla or settings.nla_loadable or settings.nla_folder:
-            raise ConfigError(f"nla: the model {FAKE_MODEL!r} has none; serve another, or leave it")
         return build(_fake(settings), settings, database=database)
     # Imported here: vLLM takes seconds to import, and `--help` needs none of it.
     from actserve_server.engine.vllm.engine import VllmEngine

@@ -28,6 +28,8 @@ from actserve_server.models.lora_sources import LoraSource
 from actserve_server.nla.pair_sources import NlaSource
 
 ENV_PREFIX = "ACTSERVE_"
+FAKE_MODEL = "fake"
+"""Made-up rows and text, for trying a client."""
 PROGRAM = "actserve-server serve"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -637,6 +639,17 @@ def load(flags: Sequence[str] = ()) -> Settings:
         raise ConfigError(str(error)) from None
 
 
+def check_autoencoders(settings: Settings) -> None:
+    """Raises `ConfigError` for NLAs of a model that can have none."""
+    if settings.model == FAKE_MODEL and (
+        settings.nla or settings.nla_loadable or settings.nla_folder
+    ):
+        raise ConfigError(
+            f"nla: the model {FAKE_MODEL!r} makes its rows up, and has no autoencoders; serve "
+            "another model, or leave out nla, nla_loadable and nla_folder"
+        )
+
+
 def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"config: there is no file {path}")
@@ -658,4 +671,11 @@ def _explain(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["ENV_PREFIX", "ConfigError", "Settings", "load"]
+__all__ = [
+    "ENV_PREFIX",
+    "FAKE_MODEL",
+    "ConfigError",
+    "Settings",
+    "check_autoencoders",
+    "load",
+]

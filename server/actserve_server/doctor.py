@@ -18,9 +18,10 @@ from cryptography import x509
 from sqlalchemy import exc
 
 from actserve_server import open_files, trace_export
-from actserve_server.config import ConfigError, Settings
+from actserve_server.config import FAKE_MODEL, ConfigError, Settings, check_autoencoders
 from actserve_server.dictionaries import dictionary_loading
 from actserve_server.dictionaries.dictionary_loading import DictionaryError
+from actserve_server.environment import unknown_variables
 from actserve_server.listening import check_ports, how_to_listen
 from actserve_server.models import memory_needs
 from actserve_server.models.memory_needs import MemoryNeeds
@@ -28,12 +29,12 @@ from actserve_server.models.resolve import local_folder
 from actserve_server.monitoring import allowed_webhooks
 from actserve_server.storage import store_failures
 from actserve_server.storage.database_places import FILE, SqliteFile, StoreConfigError, place
-from actserve_server.storage.migrate import is_current
+from actserve_server.storage.folder_owner import is_owned, shared_folder
+from actserve_server.storage.migrate import is_current, is_empty
 
 EXPIRES_SOON = timedelta(days=14)
 FREE_DISK_BYTES = 1 << 30
 """Less than this for what is stored is worth a warning."""
-FAKE_MODEL = "fake"
 
 
 class Verdict(StrEnum):
@@ -63,6 +64,13 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
 
 Found = Iterator[tuple[Verdict, str]]
+
+
+def _environment(settings: Settings) -> Found:
+    """Every variable that begins as options do is one."""
+    for name, near in unknown_variables(os.environ):
+        fix = f"did you mean {near}?" if near else "leave it out"
+        yield Verdict.WORTH_A_LOOK, f"{name} is no option and is not heard; {fix}"
 
 
 def _callers(settings: Settings) -> Found:
@@ -166,9 +174,11 @@ def _store(settings: Settings) -> Found:
             yield from _folder_for(where)
             if not (where.folder / FILE).exists():
                 return
+            if is_owned(where):
+                yield Verdict.WORTH_A_LOOK, shared_folder(where)
         engine = where.engine()
         try:
-            current = is_current(engine, where)
+            is_new, current = is_empty(engine), is_current(engine, where)
         finally:
             engine.dispose()
     except StoreConfigError as error:
@@ -177,6 +187,8 @@ def _store(settings: Settings) -> Found:
         raise ConfigError(f"{where}: {store_failures.described(error)}") from None
     if current:
         yield Verdict.GOOD, f"{where} answers"
+    elif is_new:
+        yield Verdict.GOOD, f"{where} is empty, and this server will make its tables"
     else:
         yield Verdict.WORTH_A_LOOK, f"{where} is older than this server, which will migrate it"
 
@@ -214,6 +226,12 @@ def _model(settings: Settings) -> Found:
         "serves what it finds of the residual stream and can prove; see docs/models.md"
     )
     yield Verdict.WORTH_A_LOOK, says
+
+
+def _autoencoders(settings: Settings) -> Found:
+    """The model is one that may have some."""
+    check_autoencoders(settings)
+    yield from ()
 
 
 def _memory(settings: Settings) -> Found:
@@ -320,6 +338,7 @@ def _open_files(settings: Settings) -> Found:
 
 
 _CHECKS: tuple[tuple[str, Callable[[Settings], Found]], ...] = (
+    ("environment", _environment),
     ("callers", _callers),
     ("audit log", _audit_log),
     ("webhooks", _webhooks),
@@ -328,6 +347,7 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], Found]], ...] = (
     ("store", _store),
     ("model", _model),
     ("dictionaries", _dictionaries),
+    ("autoencoders", _autoencoders),
     ("adapters", _adapters),
     ("device", _device),
     ("memory", _memory),

@@ -53,8 +53,8 @@ LEFT_AFTER_S = 0.1
 OUR_FAULT = frozenset(
     {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
 )
-INSIDE = ("Traceback", 'File "', ".py", "0x7f", "object at")
-"""What a caller is not told."""
+INSIDE = ("Traceback", 'File "', ".py", " at 0x", "object at")
+"""What a caller is not told. A checksum is told, and may begin as an address of memory does."""
 WARM_UP = 5
 """Rounds in which caches and pools fill up."""
 MAX_GROWTH_BYTES = 32 << 20

@@ -154,3 +154,20 @@ def test_help_is_printed(arguments: list[str], capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit, match="0"):
         main(arguments)
     assert "actserve-server" in capsys.readouterr().out
+
+
+def test_a_second_server_on_a_folder_says_that_there_is_a_first(tmp_path: Path) -> None:
+    folder = ("--data-dir", str(tmp_path))
+    first, second = Program(*folder), None
+    try:
+        assert first.port
+        second = Program(*folder)
+        assert second.port
+        said = [line["shared"] for line in second.lines if "shared" in line]
+        assert len(said) == 1
+        assert f"another server stores in {tmp_path} too" in said[0]
+        assert not [line for line in first.lines if "shared" in line]
+    finally:
+        for each in (first, second):
+            if each is not None:
+                each.stop()

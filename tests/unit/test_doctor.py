@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import resource
 import shutil
 import socket
@@ -21,7 +22,8 @@ from actserve_server.doctor import Verdict
 from actserve_server.engine.vllm.ring import DEFAULT_CAPACITY
 from actserve_server.models import memory_needs
 from actserve_server.storage.database import Database
-from actserve_server.storage.database_places import place
+from actserve_server.storage.database_places import SqliteFile, place
+from actserve_server.storage.folder_owner import own
 from actserve_server.storage.migrate import VERSION_TABLE
 from tests.unit.saved_adapters import saved
 
@@ -155,6 +157,66 @@ def test_a_database_is_looked_at_and_left_as_it_is(tmp_path: Path) -> None:
             connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num='{version}'"))
         engine.dispose()
         assert found("store", data_dir=tmp_path)[-1][0] is verdict
+
+
+def test_a_folder_that_another_server_stores_in_is_told(tmp_path: Path) -> None:
+    file = SqliteFile(tmp_path)
+    file.make()
+    before = found("store", data_dir=tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["actserve.db"]
+    held = own(file)
+    assert held is not None
+    assert own(file) is None
+    (told,) = [each for each in found("store", data_dir=tmp_path) if each not in before]
+    assert told[0] is Verdict.WORTH_A_LOOK
+    assert "another server stores in" in told[1]
+    assert "data_dir" in told[1]
+    held.release()
+    assert found("store", data_dir=tmp_path) == before
+
+
+def test_a_database_without_tables_is_told_to_be_empty(tmp_path: Path) -> None:
+    SqliteFile(tmp_path).make()
+    assert found("store", data_dir=tmp_path)[-1] == (
+        Verdict.GOOD,
+        f"{tmp_path}/actserve.db is empty, and this server will make its tables",
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("ACTSERVE_DATADIR", "did you mean ACTSERVE_DATA_DIR?"),
+        ("actserve_max_call", "did you mean ACTSERVE_MAX_CALLS?"),
+        ("ACTSERVE_ZZZ", "leave it out"),
+        ("ACTSERVE_DATA_DIR", None),
+        ("ACTSERVE_TOKEN", None),  # The client's.
+        ("ACTSERVE_SERVICE_HOST", None),  # Kubernetes', of Services called actserve, ...
+        ("ACTSERVE_PORT_50051_TCP_ADDR", None),
+        ("ACTSERVE_HEADLESS_SERVICE_PORT_GRPC", None),  # ... and actserve-headless.
+        ("OTHER_DATADIR", None),
+    ],
+)
+def test_a_variable_that_is_no_option_is_named_with_the_nearest(
+    variable: str, says: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {variable: "1"})
+    told = [says for _, says in found("environment")]
+    assert told == ([f"{variable} is no option and is not heard; {says}"] if says else [])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"nla": ({"av": "/none", "ar": "/none"},)},
+        {"nla_loadable": ({"av": "/none", "ar": "/none"},)},
+        {"nla_folder": "/none"},
+    ],
+)
+def test_autoencoders_of_the_fake_model_are_told(option: dict[str, Any]) -> None:
+    (told,) = found("autoencoders", **option)
+    assert told[0] is Verdict.BAD
+    assert "'fake' makes its rows up" in told[1]
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,11 @@ def is_current(engine: sa.Engine, place: Place) -> bool:
         return _steps_done(connection, place) == _steps()[1]
 
 
+def is_empty(engine: sa.Engine) -> bool:
+    """Whether no server has ever used it."""
+    return not sa.inspect(engine).has_table(VERSION_TABLE)
+
+
 def _steps_done(connection: sa.Connection, place: Place) -> frozenset[str]:
     from alembic.runtime.migration import MigrationContext
 

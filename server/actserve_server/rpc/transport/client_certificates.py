@@ -78,14 +78,17 @@ class CertificateFile:
 def names(pem: bytes) -> frozenset[Name]:
     """What a certificate is called. Empty if it cannot be read."""
     try:
-        certificate = x509.load_pem_x509_certificate(pem)
-        extensions = certificate.extensions
-    # What an authority should not have signed; the library raises each as a kind of its own.
+        return _names(x509.load_pem_x509_certificate(pem))
+    # What an authority should not have signed; the library raises each as a kind of its own, some
+    # of them only when a part of the certificate is looked at.
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return frozenset()
+
+
+def _names(certificate: x509.Certificate) -> frozenset[Name]:
     found: set[Name] = {("subject", certificate.subject.rfc4514_string())}
     try:
-        alternative = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
         return frozenset(found)
     for kind, of in (
@@ -93,7 +96,7 @@ def names(pem: bytes) -> frozenset[Name]:
         ("dns", x509.DNSName),
         ("email", x509.RFC822Name),
     ):
-        found |= {(kind, value) for value in alternative.get_values_for_type(of)}
+        found |= {(kind, value) for value in extension.value.get_values_for_type(of)}
     return frozenset(found)
 
 
