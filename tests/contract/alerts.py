@@ -65,13 +65,17 @@ class Reader:
         """To go on from where it has come."""
 
     async def next(self) -> Any:
-        """The next event, within some seconds."""
-        async with asyncio.timeout(20):
+        """The next event, which is soon but on a machine that is busy with much else."""
+        async with asyncio.timeout(100):
             event = await self._stream.read()
         kind = event.WhichOneof("event")
         if kind != "lost":
             self.token = getattr(event, kind).resume_token
         return getattr(event, kind)
+
+    def cancel(self) -> None:
+        """Ends the stream."""
+        self._stream.cancel()
 
     async def scores(self, count: int) -> list[float]:
         """Of the next alerts."""

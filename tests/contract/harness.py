@@ -380,9 +380,10 @@ async def begin_drain(served: Served) -> asyncio.Task[None]:
 
 
 async def eventually(
-    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], within_s: float = 1.0
+    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], within_s: float = 30.0
 ) -> None:
-    """Waits until the condition holds."""
+    """Waits until the condition holds. It is soon, but not on a machine that is busy with much
+    else."""
     async with asyncio.timeout(within_s):
         while True:
             result = condition()

@@ -1,7 +1,6 @@
 """Load: slow readers, callers that leave, full queues, shutting down."""
 
 import asyncio
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -218,15 +217,18 @@ async def test_captures_wait_for_the_byte_budget_and_all_are_served() -> None:
 
 
 async def test_draining_lets_running_calls_finish_and_refuses_new_ones() -> None:
-    async with serving(slow(0.02)) as served:
-        # Long enough to run on also where the machine is busy with other things.
-        running = served.generation.Generate(generate(sampling={"max_tokens": 100}))
+    fake = slow(0.2)
+    async with serving(fake, drain_grace_s=3600) as served:
+        # So slow that it goes on until it is told to be quick.
+        running = served.generation.Generate(generate(sampling={"max_tokens": 500}))
         await running.read()
         draining = asyncio.create_task(served.app.drain())
-        await asyncio.sleep(0.05)
+        await eventually(lambda: served.app.engine._draining)
         refused = await failure(served.generation.Generate(generate()))
         assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         assert refused.details["RetryInfo"].retry_delay.seconds == 1
+        assert not draining.done()
+        fake._delay_s = 0.0
         events = await collect(running)
         assert kinds(events)[-1] == "finished"
         await draining
@@ -236,9 +238,7 @@ async def test_draining_ends_calls_that_outlive_the_grace() -> None:
     async with serving(slow(), drain_grace_s=0.2) as served:
         running = served.generation.Generate(generate(sampling=ENDLESS))
         await running.read()
-        started = time.monotonic()
-        await served.app.drain()
-        assert time.monotonic() - started < 3
+        await served.app.drain()  # Which returns, although the call would go on for ever.
         assert (await failure(running)).code in (
             grpc.StatusCode.UNAVAILABLE,
             grpc.StatusCode.CANCELLED,
@@ -246,8 +246,6 @@ async def test_draining_ends_calls_that_outlive_the_grace() -> None:
         assert everything_is_free(served)
 
 
-async def test_draining_an_idle_server_takes_no_time() -> None:
-    async with serving(drain_grace_s=30) as served:
-        started = time.monotonic()
+async def test_draining_an_idle_server_waits_for_no_grace() -> None:
+    async with serving(drain_grace_s=3600) as served, asyncio.timeout(60):
         await served.app.drain()
-        assert time.monotonic() - started < 1
