@@ -41,6 +41,7 @@ def fuzz(name: str, options: list[str]) -> None:
         sys.argv[0],
         *BOUNDS,
         f"-max_len={MAX_BYTES}",
+        "-len_control=0",  # From the first input on, and not only of those after many.
         f"-artifact_prefix={FOUND}/{name}-",
         *options,
         str(found),
