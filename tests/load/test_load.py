@@ -8,21 +8,18 @@ by how many others were answered meanwhile.
 """
 
 import asyncio
-import json
 import os
 import random
-import subprocess
-import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import cycle
 from statistics import median
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 import actserve
@@ -35,10 +32,9 @@ from actserve import (
     Stop,
     Watch,
 )
+from tests.load.loaded_server import SECONDS, TENANTS, Server
 
 STREAMS = int(os.environ.get("LOAD_STREAMS", "500"))
-SECONDS = float(os.environ.get("LOAD_SECONDS", "600"))
-START_WITHIN_S = 600
 OVERTAKEN = 10
 """Times that every other stream may be answered before a call is. In a fair line it is once or
 twice, however long that takes."""
@@ -61,72 +57,17 @@ PROMPTS = [
     " ".join(random.Random(number).choices(WORDS, k=size))
     for number, size in enumerate([3, 8, 20, 60, 150, 400] * 10)
 ]
-OPTIONS = {
-    "model": "smollm2-135m",
-    "port": 0,
-    "metrics-port": 0,
-    "dtype": "float32",
-    "max-model-len": 1024,
-    "kv-cache-memory-bytes": 256 << 20,
-    # What is taken as it is needed, so that all of it is when the server is warm.
-    "row-cache-bytes": 16 << 20,
-    "vector-budget-bytes": 16 << 20,
-}
-
-pytestmark = pytest.mark.timeout(START_WITHIN_S + 6 * SECONDS + 600)
-
-
-@dataclass
-class Server:
-    process: psutil.Process
-    port: int
-
-    def mebibytes(self) -> tuple[float, float]:
-        """What is theirs alone: of the server, and of all processes of its engine."""
-        engine = self.process.children(recursive=True)
-        return _mebibytes([self.process]), _mebibytes(engine)
-
-
-def _mebibytes(processes: Iterable[psutil.Process]) -> float:
-    return sum(each.memory_full_info().uss for each in processes) / (1 << 20)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    options = {**OPTIONS, "data-dir": tmp_path_factory.mktemp("data")}
-    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "actserve_server", "serve", *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        ready, port = threading.Event(), 0
-
-        def read() -> None:
-            nonlocal port
-            assert process.stderr is not None
-            for line in process.stderr:
-                told = json.loads(line) if line.startswith("{") else {}
-                if told.get("event") == "serving":
-                    port = told["port"]
-                    ready.set()
-                elif told.get("level") in ("error", "critical"):
-                    print(line, end="")
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        try:
-            assert ready.wait(START_WITHIN_S)
-            yield Server(psutil.Process(process.pid), port)
-        finally:
-            process.terminate()
-            process.wait(120)
-            reader.join()
 
 
 @pytest.fixture
-async def client(server: Server) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(f"127.0.0.1:{server.port}", timeout=None) as client:
-        for name, monitor in MONITORS.items():
-            await client.monitors.create(name, **monitor, watch=Watch(named_only=True))
-        yield client
+async def clients(server: Server) -> AsyncIterator[list[AsyncClient]]:
+    """Of each tenant one."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(server.client(each)) for each in TENANTS]
+        for client in clients:
+            for name, monitor in MONITORS.items():
+                await client.monitors.create(name, **monitor, watch=Watch(named_only=True))
+        yield clients
 
 
 # What callers ask for.
@@ -253,8 +194,8 @@ KINDS: list[Ask] = [
 ]
 
 
-Answered = tuple[Ask, str, int, list[np.ndarray]]
-"""What was asked how, and the answer."""
+Answered = tuple[AsyncClient, Ask, str, int, list[np.ndarray]]
+"""Who asked what how, and the answer."""
 
 
 @dataclass
@@ -309,7 +250,7 @@ async def _caller(client: AsyncClient, number: int, until: float, outcome: Outco
                 outcome.wrong.append(f"{ask.__name__}: {error!r}")
         else:
             outcome.given[ask.__name__] += 1
-            outcome.sample((ask, prompt, seed, answer), rng)
+            outcome.sample((client, ask, prompt, seed, answer), rng)
         finally:
             del outcome.asked[asked]
 
@@ -328,13 +269,15 @@ async def _watch(
 
 
 async def test_a_loaded_server_refuses_or_answers_exactly_and_does_not_grow(
-    server: Server, client: AsyncClient
+    server: Server, clients: list[AsyncClient]
 ) -> None:
-    await client.fetch("warm", "resid_post.0")
+    for client in clients:
+        await client.fetch("warm", "resid_post.0")
     outcome, began = Outcome(), time.monotonic()
     until, memory = began + SECONDS, list[tuple[float, float, float]]()
     watching = asyncio.create_task(_watch(server, until, outcome, memory))
-    await asyncio.gather(*(_caller(client, number, until, outcome) for number in range(STREAMS)))
+    callers = zip(range(STREAMS), cycle(clients), strict=False)
+    await asyncio.gather(*(_caller(client, number, until, outcome) for number, client in callers))
     watching.cancel()
     took = time.monotonic() - began
     print(f"given {dict(outcome.given)}, refused {dict(outcome.refused)}")
@@ -352,7 +295,7 @@ async def test_a_loaded_server_refuses_or_answers_exactly_and_does_not_grow(
     print(f"{first:.0f} MiB after warming up, {last:.0f} MiB at the end, {last / first - 1:+.2%}")
     print(f"{len(outcome.sampled)} answers compared with those given alone")
     assert outcome.sampled
-    for ask, prompt, seed, answer in outcome.sampled:
+    for client, ask, prompt, seed, answer in outcome.sampled:
         alone = await ask(client, prompt, seed)
         assert len(answer) == len(alone)
         for mine, other in zip(answer, alone, strict=True):
