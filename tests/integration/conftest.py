@@ -28,6 +28,7 @@ TIMEOUT_S = 900
 
 HAS_OWN_ENGINES = {
     "test_families.py",
+    "test_full_ring.py",
     "test_killed_engine.py",
     "test_killed_server.py",
     "test_lora_adapters.py",

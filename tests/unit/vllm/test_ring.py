@@ -1,9 +1,11 @@
 """The ring hands over every record, whole and in order, and leaves nothing behind."""
 
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -135,10 +137,28 @@ def test_a_writer_whose_reader_is_stuck_gives_up(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(ring_module, "WRITE_TIMEOUT_S", 0.05)
     reader = RingReader(capacity=4096)
     writer = RingWriter(reader.folder)
-    for _ in range(4):
+    for _ in range(3):
         writer.write(np.zeros(1000, np.uint8))
     with pytest.raises(RingFull, match="the server is stuck"):
         writer.write(np.zeros(1000, np.uint8))
+    reader.close()
+
+
+@pytest.mark.parametrize("size", [300, 500, 900, 1000])
+def test_what_says_that_there_was_no_room_finds_some(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever in the ring the others stopped, at its end too."""
+    monkeypatch.setattr(ring_module, "WRITE_TIMEOUT_S", 0.01)
+    reader = RingReader(capacity=4096)
+    writer = RingWriter(reader.folder)
+    for taken in range(8):
+        with suppress(RingFull):
+            for _ in itertools.count():
+                writer.write(np.zeros(size, np.uint8))
+        writer.write(np.full(100, taken, np.uint8), urgent=True)
+        *_, last = [record.copy() for record in reader.take()]
+        assert last[:100].tolist() == [taken] * 100
     reader.close()
 
 

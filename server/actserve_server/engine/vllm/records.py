@@ -98,7 +98,8 @@ def write_receipts(ring: RingWriter, record: ReceiptsRecord, *, wake: bool = Tru
 
 def write_failure(ring: RingWriter, record: FailureRecord) -> None:
     why = np.frombuffer(record.why.encode(), np.uint8)
-    ring.write(np.array([_FAILURE, len(record.keys), len(why), 0], np.int64), record.keys, why)
+    head = np.array([_FAILURE, len(record.keys), len(why), 0], np.int64)
+    ring.write(head, record.keys, why, urgent=True)
 
 
 def read(record: np.ndarray) -> RowsRecord | ReceiptsRecord | FailureRecord:

@@ -32,6 +32,10 @@ WRITE_TIMEOUT_S = 60.0
 QUIET_BYTES = 256 << 10
 """So much may lie in the ring that the reader was not woken for."""
 
+_KEPT_FREE = 64 << 10
+"""Bytes of a ring that are kept for what says that others found no room, at most a sixteenth: could
+that not be said, the engine would have to die."""
+
 _HEADER = 64
 """Bytes at the start of the mapping: head and tail, each on its own cache line's half."""
 _FILLER = -1
@@ -79,12 +83,15 @@ class RingWriter:
         return self._ring.capacity // 4
 
     @contextmanager
-    def record(self, *sizes: int, wake: bool = True) -> Iterator[list[np.ndarray]]:
+    def record(
+        self, *sizes: int, wake: bool = True, urgent: bool = False
+    ) -> Iterator[list[np.ndarray]]:
         """Appends one record: yields its fields, uint8 of these sizes in the ring itself, to be
-        filled inside the block. Waits while the ring is full. The reader is woken if `wake`, or if
-        more than `QUIET_BYTES` would wait for it."""
+        filled inside the block. Waits while the ring is full, of which an `urgent` one may take the
+        part that others leave free. The reader is woken if `wake`, or if more than `QUIET_BYTES`
+        would wait for it."""
         length = 8 + sum(map(_padded, sizes))
-        start = self._reserve(length)
+        start = self._reserve(length, urgent)
         self._ring.data[start : start + 8].view(np.int64)[0] = length
         offset, fields = start + 8, []
         for size in sizes:
@@ -95,24 +102,29 @@ class RingWriter:
         if wake or self._quiet > QUIET_BYTES:
             self._wake()
 
-    def write(self, *fields: np.ndarray, wake: bool = True) -> None:
-        """Appends a record whose fields are these C-contiguous arrays. `wake` as in `record`."""
-        with self.record(*(field.nbytes for field in fields), wake=wake) as places:
+    def write(self, *fields: np.ndarray, wake: bool = True, urgent: bool = False) -> None:
+        """Appends a record whose fields are these C-contiguous arrays, in other things as
+        `record`."""
+        sizes = (field.nbytes for field in fields)
+        with self.record(*sizes, wake=wake, urgent=urgent) as places:
             for place, field in zip(places, fields, strict=True):
                 place[:] = field.reshape(-1).view(np.uint8)
 
-    def _reserve(self, length: int) -> int:
+    def _reserve(self, length: int, urgent: bool) -> int:
         ring = self._ring
         if length > ring.capacity // 2:
             raise ValueError(f"a record of {length} bytes; the ring holds {ring.capacity}")
         start = int(ring.counters[0]) % ring.capacity
         to_end = ring.capacity - start
-        if length > to_end:
-            self._wait_for(to_end)
+        crosses = length > to_end
+        wanted = to_end + length if crosses else length
+        kept = 0 if urgent else min(_KEPT_FREE, ring.capacity // 16)
+        # Of both parts together, or a filler would take what is kept.
+        self._wait_for(min(wanted + kept, ring.capacity))
+        if crosses:
             ring.data[start : start + 8].view(np.int64)[0] = _FILLER
             self._publish(to_end)
             start = 0
-        self._wait_for(length)
         return start
 
     def _wait_for(self, length: int) -> None:
