@@ -126,7 +126,7 @@ fuzz: setup ## Send a server 50,000 made-up requests, and each decoder as many m
 	@FUZZ_CASES=$${FUZZ_CASES:-50000} $(PY) -m tests.fuzzing.guided
 
 .PHONY: load
-load: setup ## Load a server with 500 streams for ten minutes: exact answers or stated refusals, flat memory
+load: setup ## Load a server with 500 streams for ten minutes, then by weighted tenants, and beside captures: 20 minutes
 	@$(PY) -m pytest -s tests/load $(ARGS)
 
 .PHONY: test-fast
