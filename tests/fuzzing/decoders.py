@@ -60,7 +60,7 @@ class Decoder:
 
     def try_one(self, data: bytes) -> None:
         """Raises whatever it should not."""
-        with suppress(self.errors):
+        with suppress(*self.errors):
             self.read(data)
 
 
@@ -97,8 +97,9 @@ def _tensor(data: bytes) -> None:
 
 def _request(kind: type[Message], data: bytes) -> None:
     """As a call reads it: its parts are counted first, so no more come of it than are allowed."""
-    check_parts(data, kind.DESCRIPTOR, PARTS)
-    parsed = request_messages._parsed(data, kind.FromString, kind.DESCRIPTOR)
+    descriptor: Any = kind.DESCRIPTOR  # Of one of two classes that are the same.
+    check_parts(data, descriptor, PARTS)
+    parsed = request_messages._parsed(data, kind.FromString, descriptor)
     assert _messages(parsed) <= PARTS
 
 

@@ -31,7 +31,9 @@ def fuzz(name: str, options: list[str]) -> None:
     import atheris
     import structlog
 
-    with atheris.instrument_imports(include=READERS):
+    # The stubs of atheris that pyright has know nothing of it.
+    hook = atheris.instrument_imports  # pyright: ignore[reportAttributeAccessIssue]
+    with hook(include=READERS):
         from tests.fuzzing.decoders import DECODERS, MAX_BYTES
 
     for each in (CORPUS / name).iterdir():
