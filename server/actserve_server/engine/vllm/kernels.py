@@ -56,10 +56,14 @@ COMPUTE: Mapping[Kernel, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], to
 [rows or 1, n]; LINEAR takes one set of vectors for all rows, since one for each would be large."""
 
 
-def change_of(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """How rows changed, float32 [rows, 2]: 1 if at all, and |x' - x| / |x| (1 for a zero row)."""
-    # In float64, where no square of a float32 overflows.
+def change_of(
+    before: torch.Tensor, after: torch.Tensor, room: torch.Tensor | None = None
+) -> torch.Tensor:
+    """How rows changed, float32 [rows, 2]: 1 if at all, and |x' - x| / |x| (1 for a zero row).
+    The differences go to `room`, float32 as the rows; it may be `after`, which then is lost."""
+    # Of halves, whose difference is a float32 too; and sums in float64, where no square overflows.
+    half = torch.mul(after, 0.5, out=room).sub_(before, alpha=0.5)
+    change = 2 * torch.linalg.vector_norm(half, dim=1, dtype=torch.float64)
     size = torch.linalg.vector_norm(before, dim=1, dtype=torch.float64)
-    change = torch.linalg.vector_norm(after.double() - before, dim=1)
-    changed = (after != before).any(1).double()
+    changed = (change != 0).double()
     return torch.stack([changed, torch.where(size > 0, change / size, changed)], dim=1).float()

@@ -36,7 +36,9 @@ many small ones take one comparison, and large ones no memory."""
 
 def _rows(tensor: torch.Tensor, index: Index) -> torch.Tensor:
     if isinstance(index, range):
-        return tensor.narrow(0, index.start, len(index))
+        count = len(index)
+        # A view of all is made at every site of every step for nothing.
+        return tensor if count == len(tensor) else tensor.narrow(0, index.start, count)
     return tensor.index_select(0, index)
 
 
@@ -240,6 +242,9 @@ class EditedRows:
     _waiting: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """What rows of a block were and are, site by site."""
     _block: slice = field(default_factory=lambda: ALL_ROWS)
+    _room: torch.Tensor | None = None
+    """Where they are put together, float32 [2, sites, rows, width]: the next step needs as much,
+    and what is allocated anew costs more than what is computed in it."""
 
     def acts(self, block: slice) -> torch.Tensor | None:
         """Where a condition was met, bool [rows]; None if there is none."""
@@ -282,11 +287,16 @@ class EditedRows:
         """Notes what was changed so far."""
         if not self._waiting:
             return
-        before, after = (torch.stack(each) for each in zip(*self._waiting, strict=True))
+        sites, (rows, width) = len(self._waiting), self._waiting[0][0].shape
+        room = self._room
+        if room is None or room.shape != (2, sites, rows, width):
+            room = self._room = self.changes.new_empty((2, sites, rows, width))
+        for place, each in zip(room, zip(*self._waiting, strict=True), strict=True):
+            torch.stack([rows.float() for rows in each], out=place)
         self._waiting.clear()
-        sites, _, width = before.shape
+        before, after = room.view(2, -1, width)
         heads = 1 if self.heads is None else len(self.heads)
-        change = change_of(before.view(-1, width), after.float().view(-1, width))
+        change = change_of(before, after, room=after)
         total = change.view(sites, -1, heads, 2).sum((0, 2))
         noted_at, noted = self.noted[self._block], torch.full_like(total[:, :1], sites)
         noted = torch.cat([total, noted], dim=1)
@@ -378,24 +388,24 @@ class StepPlan:
 
     def _run(self, work: Work, hidden: torch.Tensor, residual: torch.Tensor | None) -> None:
         for block, at in work.parts(hidden):
-            if self._error is not None and at.shards is None:
-                return
-            try:
+            if self._error is not None:
+                if at.shards is None:
+                    return
                 # Of rows that are split over ranks the others wait for this one's part, whatever
                 # has failed here.
+                at.read(hidden, residual)
+                continue
+            rows = None
+            try:
                 rows = at.read(hidden, residual)
+                work.take(Part(block, at, rows, hidden, residual))
             except Exception as error:
-                if at.shards is not None:
+                if rows is None and at.shards is not None:
                     raise  # They would wait for ever.
                 self._error = error
-                return
-            self._try(work.take, Part(block, at, rows, hidden, residual))
-        self._try(work.end)
-
-    def _try(self, do: Callable[..., None], *of: Part) -> None:
         if self._error is None:
             try:
-                do(*of)
+                work.end()
             except Exception as error:
                 self._error = error
 
