@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from actserve_server.domain.positions import NO_END
 from actserve_server.domain.runs import Unembed
 from actserve_server.engine.forms import Kernel, OutputsForm, ProjectionForm
 from actserve_server.engine.vllm.bank import StepGather, VectorBank
@@ -142,8 +143,9 @@ class _Steady:
         self._which = np.array([index for index, _ in found], np.int64)
         self._runs = [rows.run for _, rows in found]
         self._next = np.array([rows.end for _, rows in found], np.int64)
-        until = [rows.run.same_until(rows.position) for _, rows in found]
-        self._until = np.array(until, np.int64)
+        left = [rows.run.same_until(rows.position) - rows.end for _, rows in found]
+        self._left = min(left, default=NO_END)
+        """So many steps may be as this one."""
         self._routed = routed
 
     @staticmethod
@@ -160,14 +162,15 @@ class _Steady:
     def goes_on(self, batch: Batch) -> bool:
         count = len(self._request_ids)
         return (
-            batch.request_ids == self._request_ids
+            self._left > 0
+            and batch.request_ids == self._request_ids
             and np.array_equal(batch.starts[: count + 1], self._starts)
             and np.array_equal(batch.computed[self._which], self._next)
-            and bool((self._next < self._until).all())
         )
 
     def next(self) -> RoutedStep | None:
-        self._next = self._next + 1
+        self._next += 1
+        self._left -= 1
         step = self._routed
         if step is None:
             return None
