@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 from actserve_server.engine.vllm.records import (
     MAX_ROW_BYTES,
@@ -13,6 +14,7 @@ from actserve_server.engine.vllm.records import (
     ReceiptsRecord,
     RowsRecord,
     by_key,
+    joined,
     read,
     write_failure,
     write_receipts,
@@ -43,7 +45,8 @@ class Sent:
         return Sent(np.sort(rng.integers(1, 5, count)), np.arange(count), columns)
 
     def write(self, ring: RingWriter, number: int = 0) -> None:
-        write_rows(ring, number, self.keys, self.positions, self.columns)
+        columns = [torch.from_numpy(each) for each in self.columns]
+        write_rows(ring, number, self.keys, self.positions, columns)
 
 
 def _received(reader: RingReader, count: int) -> list[RowsRecord]:
@@ -132,10 +135,40 @@ def test_the_widest_rows_are_sent() -> None:
     # As many sites as the largest models have.
     widths = (MAX_ROW_BYTES - 8 * 2000, *[8] * 2000)
     with _ring(DEFAULT_CAPACITY) as (reader, writer):
-        columns = [np.ones((1, width), np.uint8) for width in widths]
+        columns = [torch.ones((1, width), dtype=torch.uint8) for width in widths]
         write_rows(writer, 0, np.array([1]), np.array([5]), columns)
         record = read(next(reader.records()))
         assert isinstance(record, RowsRecord)
         assert record.data.shape == (1, MAX_ROW_BYTES)
         assert record.data.all()
         del record  # It lies in the ring.
+
+
+def test_columns_of_several_element_types_lie_side_by_side_as_they_are() -> None:
+    columns = [torch.arange(6.0).view(2, 3), torch.ones(2, 2, dtype=torch.bfloat16)]
+    with _ring(DEFAULT_CAPACITY) as (reader, writer):
+        write_rows(writer, 0, np.array([1, 1]), np.array([5, 6]), columns)
+        record = read(next(reader.records()))
+        assert isinstance(record, RowsRecord)
+        assert record.row_bytes == (12, 4)
+        assert record.data[:, :12].tobytes() == columns[0].numpy().tobytes()
+        assert record.data[:, 12:].tobytes() == columns[1].view(torch.uint8).numpy().tobytes()
+
+
+def test_joined_records_have_the_rows_of_each_key_in_the_order_in_which_they_came() -> None:
+    sent = [Sent.random(count, (6, 10)) for count in (4, 1, 3)]
+    with _ring(DEFAULT_CAPACITY) as (reader, writer):
+        for each in sent:
+            each.write(writer, number=3)
+        records = [read(data.copy()) for data in reader.take()]
+    whole = joined([each for each in records if isinstance(each, RowsRecord)])
+    assert (whole.number, whole.row_bytes) == (3, (6, 10))
+    rows = [
+        (key, position, *map(bytes, parts))
+        for each in sent
+        for key, position, *parts in zip(each.keys, each.positions, *each.columns, strict=True)
+    ]
+    expected = sorted(rows, key=lambda row: row[0])
+    assert whole.keys.tolist() == [row[0] for row in expected]
+    assert whole.positions.tolist() == [row[1] for row in expected]
+    assert [bytes(row) for row in whole.data] == [row[2] + row[3] for row in expected]

@@ -94,7 +94,9 @@ class Worker:
         data = np.arange(self.seen, self.seen + count).astype(np.uint16).view(np.uint8)
         self.seen += count
         keys = np.full(len(positions), key)
-        write_rows(self.ring, number, keys, positions, [data.reshape(-1, 2 * WIDTH)])
+        write_rows(
+            self.ring, number, keys, positions, [torch.from_numpy(data.reshape(-1, 2 * WIDTH))]
+        )
 
     def fail(self, key: int) -> None:
         write_failure(self.ring, FailureRecord(np.array([key]), "OutOfMemoryError"))

@@ -11,10 +11,11 @@ capture `number`. All a run has in a record lies together, so that it is taken o
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
 
 import numpy as np
+import torch
 
 from actserve_server.engine.vllm.ring import DEFAULT_CAPACITY, RingWriter
 
@@ -29,6 +30,8 @@ _HEAD = 4
 class RowsRecord:
     """Rows of several runs that read the same sites."""
 
+    TABLES: ClassVar = ("keys", "positions", "data")
+
     number: int
     """Of the capture of these runs."""
     keys: np.ndarray
@@ -38,15 +41,25 @@ class RowsRecord:
     data: np.ndarray
     """uint8 [rows, sum of `row_bytes`]: in each row one site after the other."""
 
+    @property
+    def kind(self) -> tuple[int, ...]:
+        return (self.number, *self.row_bytes)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReceiptsRecord:
     """What edits did: int64 [n] each, and float32 [n, 4] as `step_plan.Receipts.changes`."""
 
+    TABLES: ClassVar = ("keys", "edits", "positions", "changes")
+
+    kind: ClassVar[tuple[int, ...]] = ()
     keys: np.ndarray
     edits: np.ndarray
     positions: np.ndarray
     changes: np.ndarray
+
+
+R = TypeVar("R", RowsRecord, ReceiptsRecord)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,14 +75,17 @@ def write_rows(
     number: int,
     keys: np.ndarray,
     positions: np.ndarray,
-    columns: Sequence[np.ndarray],
+    columns: Sequence[torch.Tensor],
     *,
     wake: bool = True,
 ) -> None:
-    """Writes a record of rows, in pieces small enough for the ring. A column is uint8 [rows, bytes]
-    and has the rows of one site. `wake` as in `RingWriter.record`."""
-    row_bytes = np.array([column.shape[1] for column in columns], np.int64)
-    width, bounds = int(row_bytes.sum()), [0, *accumulate(row_bytes.tolist())]
+    """Writes a record of rows, in pieces small enough for the ring. A column is [rows, width] on
+    the host, of any element type, and has the rows of one site. `wake` as in
+    `RingWriter.record`."""
+    row_bytes = np.array([each.shape[1] * each.element_size() for each in columns], np.int64)
+    width, dtype = int(row_bytes.sum()), columns[0].dtype
+    if any(each.dtype != dtype for each in columns):
+        dtype, columns = torch.uint8, [each.view(torch.uint8) for each in columns]
     step = max(1, ring.max_record // (width + 16))
     for start in range(0, len(keys), step):
         piece = slice(start, start + step)
@@ -79,9 +95,10 @@ def write_rows(
         with ring.record(*(field.nbytes for field in small), count * width, wake=wake) as places:
             for place, field in zip(places, small, strict=False):
                 place[:] = field.view(np.uint8)
-            data = places[-1].reshape(count, width)
-            for column, (low, high) in zip(columns, pairwise(bounds), strict=True):
-                data[:, low:high] = column[piece]
+            data = torch.from_numpy(places[-1]).view(dtype).view(count, -1)
+            # Straight into the ring. A view of all rows would take its time, at every site.
+            rows = columns if count == len(keys) else [each[piece] for each in columns]
+            torch.cat([*rows], dim=1, out=data)
 
 
 def write_receipts(ring: RingWriter, record: ReceiptsRecord, *, wake: bool = True) -> None:
@@ -120,6 +137,20 @@ def read(record: np.ndarray) -> RowsRecord | ReceiptsRecord | FailureRecord:
     raise ValueError(
         f"a record of kind {kind}; this server reads {_ROWS}, {_RECEIPTS} and {_FAILURE}"
     )
+
+
+def joined(records: Sequence[R]) -> R:
+    """Records of one kind as a single one: in the order of their keys, and of each key as they
+    were. Worth it for small ones, whose cost is not that of their bytes."""
+    first, *others = records
+    if not others:
+        return first
+    order = np.argsort(np.concatenate([each.keys for each in records]), kind="stable")
+    tables = {
+        name: np.concatenate([getattr(each, name) for each in records])[order]
+        for name in first.TABLES
+    }
+    return replace(first, **tables)
 
 
 def by_key(keys: np.ndarray) -> Iterator[tuple[int, slice]]:

@@ -60,9 +60,13 @@ class Shipper:
 
     def _write(self, blocks: Sequence[ShippedRows], receipts: Receipts | None) -> None:
         for block in blocks:
-            columns = [rows.view(torch.uint8).numpy() for rows in block.columns]
             write_rows(
-                self._ring, block.number, block.keys, block.positions, columns, wake=self._wakes
+                self._ring,
+                block.number,
+                block.keys,
+                block.positions,
+                block.columns,
+                wake=self._wakes,
             )
         if receipts:
             write_receipts(
