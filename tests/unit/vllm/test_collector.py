@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 from actserve_server.domain.errors import ActserveError, Reason
 from actserve_server.domain.operations import Zero
@@ -41,7 +42,8 @@ class Pair:
     def send(self, *rows: tuple[int, int], number: int = 0, wake: bool = True) -> None:
         """Rows as (key, position); the bytes of each are its key."""
         keys, positions = np.array(rows).T.copy()
-        columns = [np.repeat(keys[:, None], width, axis=1).astype(np.uint8) for width in WIDTHS]
+        made = [np.repeat(keys[:, None], width, axis=1).astype(np.uint8) for width in WIDTHS]
+        columns = [torch.from_numpy(each) for each in made]
         write_rows(self.writer, number, keys, positions, columns, wake=wake)
 
     def fail(self, *keys: int) -> None:
@@ -91,11 +93,11 @@ async def test_rows_reach_their_run_and_capture_and_no_other(pair: Pair) -> None
 async def test_it_tells_how_full_the_ring_was_whenever_it_was_emptied(pair: Pair) -> None:
     for _ in range(40):
         pair.send((1, 0), wake=False)
-    pair.collector.collect()
-    pair.collector.collect()  # There is nothing.
+    pair.collector.collect(now=True)
+    pair.collector.collect(now=True)  # There is nothing.
     (full,) = pair.fills
     pair.send((1, 0), wake=False)
-    pair.collector.collect()
+    pair.collector.collect(now=True)
     assert full == pytest.approx(40 * pair.fills[1])
     assert 0 < full < 1
 
@@ -134,10 +136,56 @@ async def test_rows_that_wake_nobody_are_collected_on_the_loop(pair: Pair) -> No
     pair.send((1, 0), (2, 0), wake=False)
     second.expect()
     assert not first.complete(1)
-    pair.collector.collect()
+    pair.collector.collect(now=True)
     assert first.complete(1)
     await asyncio.wait_for(second.arrival(), 5.0)
     assert [_rows(blocks) for blocks in second.take(9)] == [[(2, 0)]]
+
+
+async def test_rows_of_several_steps_reach_each_run_together(pair: Pair) -> None:
+    inboxes = {key: Inbox([ALL.spans, ALL.spans], []) for key in (1, 2)}
+    for key, inbox in inboxes.items():
+        pair.open(key, inbox)
+    pair.collector.collect(now=True)
+    for position in range(4):
+        pair.send((1, position), (2, position), wake=False)
+        pair.send((2, position), wake=False, number=1)
+        pair.collector.collect()  # Nobody is in need of them.
+    assert not inboxes[1].due()
+    pair.collector.collect(now=True)
+    for key, inbox in inboxes.items():
+        of_both, of_one = inbox.take(9)
+        assert [len(block.positions) for block in of_both] == [4]
+        assert _rows(of_both) == [(key, position) for position in range(4)]
+        assert len(of_one) == (key == 2)
+
+
+async def test_whoever_wants_rows_at_once_has_those_of_every_step_at_once(pair: Pair) -> None:
+    patient, hasty = Inbox([ALL.spans], []), Inbox([ALL.spans], [], at_once=True)
+    pair.open(1, patient)
+    pair.open(2, hasty)
+    for position in range(3):
+        pair.send((1, position), (2, position), wake=False)
+        pair.collector.collect()
+        assert hasty.complete(position + 1)
+    pair.collector.close_inbox(2)
+    pair.send((1, 3), wake=False)
+    pair.collector.collect()
+    assert not patient.complete(4)
+
+
+async def test_what_a_step_that_fails_had_sent_before_is_there_before_the_failure(
+    pair: Pair,
+) -> None:
+    inbox = Inbox([ALL.spans], [])
+    pair.open(1, inbox)
+    for position in range(3):
+        pair.send((1, position), wake=False)
+    inbox.expect()
+    pair.fail(1)
+    async with asyncio.timeout(1.0):
+        await inbox.arrival()
+    assert _failed(inbox) is Reason.CAPTURE_INCOMPLETE
 
 
 async def test_a_run_that_ends_leaves_no_inbox(pair: Pair) -> None:
@@ -279,7 +327,7 @@ async def test_a_collector_that_failed_takes_no_record_again(
     failures: list[str] = []
     monkeypatch.setattr(collector.log, "exception", failures.append)
     for _ in range(3):
-        pair.collector.collect()
+        pair.collector.collect(now=True)
     assert len(failures) == 1
     with pytest.raises(RuntimeError, match="no longer be collected"):
         pair.collector.check()

@@ -2,23 +2,34 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import structlog
 
-from actserve_server.engine.vllm.inbox import Block, Inbox, OneRow
+from actserve_server.engine.vllm.inbox import Block, Inbox
 from actserve_server.engine.vllm.records import (
     FailureRecord,
     ReceiptsRecord,
     RowsRecord,
     by_key,
+    joined,
     read,
 )
 from actserve_server.engine.vllm.ring import QUIET_BYTES, RingReader
 
 log = structlog.get_logger("actserve.collector")
+
+
+COLLECT_S = 0.05
+"""How long rows may lie in the ring where nobody is in need of them, so that those of several steps
+are handed to their runs together."""
+
+JOINED_BYTES = 64 << 10
+"""Of the largest record that is joined with others of its kind."""
 
 
 class Collector:
@@ -40,6 +51,9 @@ class Collector:
         self._reader = reader
         self._loop = loop
         self._inboxes: dict[int, Inbox] = {}
+        self._at_once: set[int] = set()
+        """Of those, the keys of who wants rows at once."""
+        self._collected = 0.0
         self._error: BaseException | None = None
         self._lock = threading.Lock()
         self._taking = threading.Lock()
@@ -62,11 +76,14 @@ class Collector:
             if self._failures != failures:
                 return False
             self._inboxes[key] = inbox
+            if inbox.at_once:
+                self._at_once.add(key)
             return True
 
     def close_inbox(self, key: int) -> None:
         with self._lock:
             self._inboxes.pop(key, None)
+            self._at_once.discard(key)
 
     @property
     def open_inboxes(self) -> int:
@@ -77,9 +94,12 @@ class Collector:
         if self._error:
             raise RuntimeError("activation rows can no longer be collected") from self._error
 
-    def collect(self) -> None:
-        """On the event loop: takes what is in the ring, unless it is so much that the thread was
-        woken for it."""
+    def collect(self, *, now: bool = False) -> None:
+        """On the event loop, whenever a token has come: takes what is in the ring if it has lain
+        there for some time, if a run wants its rows at once, or `now`. It leaves to the thread what
+        is so much that the thread was woken for it."""
+        if not now and not self._at_once and time.monotonic() - self._collected < COLLECT_S:
+            return
         if self._closed or self._error or not 0 < self._reader.waiting <= QUIET_BYTES:
             return
         with self._taking:  # The thread can be at no more than that.
@@ -103,21 +123,48 @@ class Collector:
         try:
             if waiting := self._reader.waiting:
                 self._filled(waiting / self._reader.capacity)
+            small: dict[tuple[int, ...], list[Any]] = {}
             for data in self._reader.take():
-                match read(data):
-                    case RowsRecord() as record:
-                        found = self._put_rows(record)
-                    case ReceiptsRecord() as record:
-                        found = self._put_receipts(record)
-                    case FailureRecord() as record:
-                        found = self._fail(record)
-                if awaited := [inbox for inbox in found if inbox.awaited]:
-                    wake(awaited)
+                # The ring has room for others again as soon as the next one is asked for.
+                record = read(data.copy() if len(data) <= JOINED_BYTES else data)
+                if len(data) <= JOINED_BYTES and not isinstance(record, FailureRecord):
+                    small.setdefault(record.kind, []).append(record)
+                    continue
+                # In order: what comes after belongs to later steps.
+                self._put_joined(small, wake)
+                self._put(record, wake)
+            self._put_joined(small, wake)
+            self._collected = time.monotonic()
         except BaseException as error:
             self._error = error
             with self._lock:
                 wake([*self._inboxes.values()])
             log.exception("the collector of activation rows has failed")
+
+    def _put_joined(
+        self,
+        records: dict[tuple[int, ...], list[Any]],
+        wake: Callable[[Sequence[Inbox]], None],
+    ) -> None:
+        """Puts these records, by kind, and empties the table."""
+        for alike in records.values():
+            self._put(joined(alike), wake)
+        records.clear()
+
+    def _put(
+        self,
+        record: RowsRecord | ReceiptsRecord | FailureRecord,
+        wake: Callable[[Sequence[Inbox]], None],
+    ) -> None:
+        match record:
+            case RowsRecord():
+                found = self._put_rows(record)
+            case ReceiptsRecord():
+                found = self._put_receipts(record)
+            case FailureRecord():
+                found = self._fail(record)
+        if awaited := [inbox for inbox in found if inbox.awaited]:
+            wake(awaited)
 
     def _wake_from_thread(self, inboxes: Sequence[Inbox]) -> None:
         with suppress(RuntimeError):  # The loop is closed: the server is gone.
@@ -125,17 +172,12 @@ class Collector:
 
     def _put_rows(self, record: RowsRecord) -> list[Inbox]:
         positions, found = record.positions.copy(), []
-        number, row_bytes, data = record.number, record.row_bytes, record.data.data
         for key, rows in by_key(record.keys):
             if inbox := self._inboxes.get(key):
                 # The copy out of the ring. It is the run's own, so that no run keeps another's
                 # rows in memory.
-                if rows.stop == rows.start + 1:
-                    position = int(positions[rows.start])
-                    inbox.put_row(OneRow(number, position, row_bytes, data[rows].tobytes()))
-                else:
-                    block = Block(positions[rows], row_bytes, record.data[rows].copy())
-                    inbox.put_rows(number, block)
+                block = Block(positions[rows], record.row_bytes, record.data[rows].copy())
+                inbox.put_rows(record.number, block)
                 found.append(inbox)
         return found
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,7 +216,15 @@ class VllmEngine:
             self._tokenizer.close()
             self._rows.close()
 
-    async def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
+    def run(self, run: Run) -> AsyncGenerator[RunEvent, None]:
+        # One generator between vLLM's and the caller: every token passes through each of them.
+        if run.captures or run.interventions:
+            return self._run_tapped(run)
+        return self._run_plain(run)
+
+    @asynccontextmanager
+    async def _generating(self, run: Run) -> AsyncGenerator["_Generating", None]:
+        """A run that vLLM has begun, until the block is left, however it is."""
         self._check_tokens_known(run)
         self._check_rows_fit(run)
         model = self._llm.model_config
@@ -236,16 +244,10 @@ class VllmEngine:
                     lora_request=self._adapter(run),
                     **more,
                 )
-                events = (
-                    self._run_tapped(run, outputs, prepared.inbox, prepared.filling)
-                    if prepared.inbox
-                    else self._run_plain(run, outputs)
-                )
-                # Closed from the inside out: vLLM aborts a request when its outputs are closed, and
-                # they can only be closed when nobody waits for the next one.
-                async with aclosing(outputs), aclosing(events):
-                    async for event in events:
-                        yield event
+                # vLLM aborts a request when its outputs are closed, and they can only be closed
+                # when nobody waits for the next one.
+                async with aclosing(outputs):
+                    yield _Generating(outputs, prepared.inbox, prepared.filling)
         except VLLMClientError as error:
             # What vLLM refuses and the edge did not know of.
             raise ActserveError(Reason.FIELD_INVALID, f"vLLM refuses this: {error}") from error
@@ -334,79 +336,67 @@ class VllmEngine:
                     metadata={"bytes": wanted, "limit": MAX_ROW_BYTES},
                 )
 
-    async def _run_plain(
-        self, run: Run, outputs: AsyncIterator[RequestOutput]
-    ) -> AsyncGenerator[RunEvent, None]:
+    async def _run_plain(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         count = 0
-        async for output in outputs:
-            completion = output.outputs[0]
-            if tokens := self._tokens(run, count, completion):
-                count += len(tokens.ids)
-                yield tokens
-            if output.finished:
-                reason, stopped_by = ending(completion)
-                yield Finished(reason, count, stopped_by=stopped_by)
+        async with self._generating(run) as generating:
+            async for output in generating.outputs:
+                completion = output.outputs[0]
+                if tokens := self._tokens(run, count, completion):
+                    count += len(tokens.ids)
+                    yield tokens
+                if output.finished:
+                    reason, stopped_by = ending(completion)
+                    yield Finished(reason, count, stopped_by=stopped_by)
 
-    async def _run_tapped(
-        self,
-        run: Run,
-        outputs: AsyncIterator[RequestOutput],
-        inbox: Inbox,
-        filling: Filling | None,
-    ) -> AsyncGenerator[RunEvent, None]:
-        async with aclosing(_with_arrivals(outputs, inbox)) as steps:
-            async for event in self._events(run, steps, inbox, filling):
-                yield event
-
-    async def _events(
-        self,
-        run: Run,
-        steps: AsyncIterator[RequestOutput | None],
-        inbox: Inbox,
-        filling: Filling | None,
-    ) -> AsyncIterator[RunEvent]:
+    async def _run_tapped(self, run: Run) -> AsyncGenerator[RunEvent, None]:
         captured = [
             _Captured(number, capture, self._info.row_type(capture))
             for number, capture in enumerate(run.captures)
         ]
         prompt_tokens, count = len(run.token_ids), 0
         ids = list(run.token_ids)
-        async for output in steps:
-            if output is None:
-                taken = await _take(inbox, prompt_tokens, filling, run.token_ids)
-                for event in _rows(captured, taken, ids):
-                    yield event
-                continue
-            completion = output.outputs[0]
-            reason, stopped_by = ending(completion) if output.finished else (None, None)
-            tokens = self._tokens(run, count, completion)
-            if tokens:
-                count += len(tokens.ids)
-                ids += tokens.ids
-            self._collector.collect()
-            # The last sampled token is not run, or is about to be; it has no row yet.
-            end = prompt_tokens + max(count, 1) - 1
-            if reason:
-                with stage(Stage.ARRIVAL):
-                    await self._await_rest(inbox, end)
-            if tokens:
-                yield tokens
-            if reason or inbox.due():
-                taken = await _take(inbox, end, filling, run.token_ids)
-                for event in _rows(captured, taken, ids):
-                    yield event
-            if reason:
-                reports = inbox.reports(ids[:end])
-                _check_used(run, ids[:end])
-                positions = tuple(each.positions() for each in captured)
-                yield Finished(reason, count, positions, reports, stopped_by)
+        async with self._generating(run) as generating:
+            inbox, filling = generating.inbox, generating.filling
+            assert inbox is not None
+            output = None
+            async with aclosing(_until_first(generating.outputs, inbox)) as arrivals:
+                async for output in arrivals:
+                    if output is None:
+                        taken = await _take(inbox, prompt_tokens, filling, run.token_ids)
+                        for event in _rows(captured, taken, ids):
+                            yield event
+            while output is not None:
+                completion = output.outputs[0]
+                reason, stopped_by = ending(completion) if output.finished else (None, None)
+                tokens = self._tokens(run, count, completion)
+                if tokens:
+                    count += len(tokens.ids)
+                    ids += tokens.ids
+                self._collector.collect()
+                # The last sampled token is not run, or is about to be; it has no row yet.
+                end = prompt_tokens + max(count, 1) - 1
+                if reason:
+                    with stage(Stage.ARRIVAL):
+                        await self._await_rest(inbox, end)
+                if tokens:
+                    yield tokens
+                if reason or inbox.due():
+                    taken = await _take(inbox, end, filling, run.token_ids)
+                    for event in _rows(captured, taken, ids):
+                        yield event
+                if reason:
+                    reports = inbox.reports(ids[:end])
+                    _check_used(run, ids[:end])
+                    positions = tuple(each.positions() for each in captured)
+                    yield Finished(reason, count, positions, reports, stopped_by)
+                output = await anext(generating.outputs, None)
 
     async def _await_rest(self, inbox: Inbox, end: int) -> None:
         """Waits until all is there below position `end`; it is, or is in the ring."""
         deadline = time.monotonic() + ARRIVAL_TIMEOUT_S
         while True:
             inbox.expect()
-            self._collector.collect()
+            self._collector.collect(now=True)
             if inbox.complete(end):
                 return
             if time.monotonic() > deadline:
@@ -483,11 +473,20 @@ class _Prepared:
     """Where its rows are put aside for others, if they are."""
 
 
-async def _with_arrivals(
+@dataclass(frozen=True, slots=True, eq=False)
+class _Generating:
+    """A run that vLLM has begun."""
+
+    outputs: AsyncGenerator[RequestOutput, None]
+    inbox: Inbox | None
+    filling: Filling | None
+
+
+async def _until_first(
     outputs: AsyncIterator[RequestOutput], inbox: Inbox
 ) -> AsyncGenerator[RequestOutput | None, None]:
-    """The outputs; before the first one, also None whenever something has arrived, so that the rows
-    of a long prompt go out while it is still being computed."""
+    """The first output, and before it None whenever something has arrived, so that the rows of a
+    long prompt go out while it is still being computed."""
     first = asyncio.ensure_future(anext(outputs))
     inbox.expect()
     try:
@@ -505,8 +504,6 @@ async def _with_arrivals(
         await asyncio.gather(first, return_exceptions=True)
         raise
     yield first.result()
-    async for output in outputs:
-        yield output
 
 
 class _Captured:
@@ -527,12 +524,11 @@ class _Captured:
         blocks = [block for block in blocks if len(block.positions)]
         if not blocks:
             return []
-        positions = np.concatenate([block.positions for block in blocks])
-        self._sent.append(positions)
-        sites = zip(*(block.sites() for block in blocks), strict=True)
+        block = Block.together(blocks)
+        self._sent.append(block.positions)
         return [
-            Rows(self._number, site, positions, np.concatenate(parts).view(self._storage))
-            for site, parts in enumerate(sites)
+            Rows(self._number, site, block.positions, bits.view(self._storage))
+            for site, bits in enumerate(block.sites())
         ]
 
     def positions(self) -> np.ndarray:

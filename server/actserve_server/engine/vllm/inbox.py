@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import NamedTuple
 
 import numpy as np
 
@@ -30,12 +29,12 @@ from actserve_server.engine.vllm.taps import MET, NOT_MET
 from actserve_server.engine.vllm.wire import Edit
 
 DUE_BYTES = 512 << 10
-DUE_SECONDS = 0.1
+DUE_SECONDS = 0.2
 """Rows of generated tokens are worth handing on once they are this many, or this old, whichever is
-first."""
+first: those of many sites are as many events."""
 
 DUE_RECEIPTS = 64
-"""Steps whose receipts wait to be checked together."""
+"""Receipts that wait to be checked together: those of so many steps, where a run has one edit."""
 
 RETRY_AFTER_S = 1.0
 """When to try again after a step that failed: what another run took up may be free by then."""
@@ -50,19 +49,14 @@ class Cursor:
         self._until = 0
         """Every position from `next` to here is wanted."""
 
-    def advance_one(self, position: int) -> bool | None:
-        """As `advance`, for a single one."""
-        if position < self.next:
+    def goes_on(self, positions: np.ndarray) -> bool:
+        """Whether these are the next wanted positions one after the other, as those of decode steps
+        are, of which there are many: then they are taken. Otherwise `advance` tells more."""
+        end = self.next + len(positions)
+        if end > self._until or positions.tolist() != [*range(self.next, end)]:
             return False
-        if position == self.next < self._until:  # A decode step, of which there are many.
-            self.next += 1
-            return True
-        is_new = self.advance(np.array([position]))
-        if is_new is None:
-            return None
-        if is_new[0]:
-            self._until = self._wanted.next_bound(position)
-        return bool(is_new[0])
+        self.next = end
+        return True
 
     def advance(self, positions: np.ndarray) -> np.ndarray | None:
         """Takes positions of one step after the other; returns which are new, bool, or None if a
@@ -72,7 +66,8 @@ class Cursor:
         end = int(reached[-1]) + 1
         if not np.array_equal(positions[is_new], self._wanted.within(self.next, end)):
             return None
-        self.next = end
+        if end > self.next:
+            self.next, self._until = end, self._wanted.next_bound(end - 1)
         return is_new
 
     def complete(self, end: int) -> bool:
@@ -91,28 +86,22 @@ class Block:
     def part(self, rows: slice | np.ndarray) -> "Block":
         return Block(self.positions[rows], self.row_bytes, self.data[rows])
 
+    @staticmethod
+    def together(blocks: "Sequence[Block]") -> "Block":
+        """The rows of several, one after the other."""
+        first, *others = blocks
+        if not others:
+            return first
+        return Block(
+            np.concatenate([each.positions for each in blocks]),
+            first.row_bytes,
+            np.concatenate([each.data for each in blocks]),
+        )
+
     def sites(self) -> Iterator[np.ndarray]:
-        """The rows of each site, uint8 [rows, row bytes]."""
+        """The rows of each site, uint8 [rows, row bytes], as they lie among those of the others."""
         for low, high in pairwise([0, *accumulate(self.row_bytes)]):
             yield self.data[:, low:high]
-
-
-class OneRow(NamedTuple):
-    """All that a run has in a decode step, where every microsecond counts as often as there are
-    runs: so it is made without numpy, and put together with others when it is taken."""
-
-    number: int
-    """Of the capture."""
-    position: int
-    row_bytes: tuple[int, ...]
-    data: bytes
-
-    @staticmethod
-    def together(rows: "Sequence[OneRow]") -> Block:
-        """Of one capture."""
-        data = np.frombuffer(bytearray().join([each.data for each in rows]), np.uint8)
-        positions = np.array([each.position for each in rows], np.int64)
-        return Block(positions, rows[0].row_bytes, data.reshape(len(rows), -1))
 
 
 @dataclass(slots=True, eq=False)
@@ -121,20 +110,8 @@ class _CaptureLog:
 
     cursor: Cursor
     blocks: deque[Block] = field(default_factory=deque)
-    newest: list[OneRow] = field(default_factory=list)
-    """After the blocks."""
-
-    def add(self, block: Block) -> None:
-        self._settle()
-        self.blocks.append(block)
-
-    def _settle(self) -> None:
-        if self.newest:
-            self.blocks.append(OneRow.together(self.newest))
-            self.newest.clear()
 
     def take(self, end: int) -> list[Block]:
-        self._settle()
         taken: list[Block] = []
         while self.blocks:
             block = self.blocks[0]
@@ -183,14 +160,16 @@ class Inbox:
         """`salt` is that of a run whose cached blocks hold edits. With `at_once` any row is worth
         taking."""
         self.salt = salt
-        self._due_bytes = 1 if at_once else DUE_BYTES
-        self._rows: deque[OneRow | tuple[int, Block]] = deque()
+        self.at_once = at_once
+        self._rows: deque[tuple[int, Block]] = deque()
         self._receipts: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque()
         self._captures = [_CaptureLog(Cursor(spans)) for spans in captures]
         self._edits = edits
         self._logs = [_EditLog(Cursor(edit.selection.spans)) for edit in edits]
         self._arrived_bytes, self._taken_bytes = 0, 0
         self._taken_at = time.monotonic()
+        self._unchecked = 0
+        """How many receipts there are."""
         self._failure: str | None = None
         self._distrusts_reused = False
         self._arrived = asyncio.Event()
@@ -203,12 +182,9 @@ class Inbox:
         self._rows.append((number, block))
         self._arrived_bytes += block.data.nbytes
 
-    def put_row(self, row: OneRow) -> None:
-        self._rows.append(row)
-        self._arrived_bytes += len(row.data)
-
     def put_receipts(self, edits: np.ndarray, positions: np.ndarray, changes: np.ndarray) -> None:
         self._receipts.append((edits, positions, changes))
+        self._unchecked += len(edits)
 
     def fail(self, why: str) -> None:
         self._failure = why
@@ -234,11 +210,11 @@ class Inbox:
 
     def due(self) -> bool:
         """Whether what has arrived is worth taking, or the run has failed."""
-        if self._failure is not None or len(self._receipts) >= DUE_RECEIPTS:
+        if self._failure is not None or self._unchecked >= DUE_RECEIPTS:
             return True
         waiting = self._arrived_bytes - self._taken_bytes
-        return waiting >= self._due_bytes or (
-            waiting > 0 and time.monotonic() - self._taken_at >= DUE_SECONDS
+        return waiting > 0 and (
+            self.at_once or waiting >= DUE_BYTES or time.monotonic() - self._taken_at >= DUE_SECONDS
         )
 
     def take(self, end: int) -> list[list[Block]]:
@@ -291,41 +267,27 @@ class Inbox:
     def _check_rows(self) -> None:
         self._check_failure()
         while self._rows:
-            arrived = self._rows.popleft()
-            if isinstance(arrived, OneRow):
-                self._check_row(arrived)
-            else:
-                self._check_block(*arrived)
-
-    def _check_row(self, row: OneRow) -> None:
-        log = self._captures[row.number]
-        is_new = log.cursor.advance_one(row.position)
-        if is_new is None:
-            raise _not_captured(row.position)
-        if is_new:
-            log.newest.append(row)
-        else:
-            self._taken_bytes += len(row.data)
+            self._check_block(*self._rows.popleft())
 
     def _check_block(self, number: int, block: Block) -> None:
         log = self._captures[number]
+        if log.cursor.goes_on(block.positions):
+            log.blocks.append(block)
+            return
         is_new = log.cursor.advance(block.positions)
         if is_new is None:
             raise _not_captured(int(block.positions[-1]))
-        if is_new.all():
-            log.add(block)
-            return
-        self._taken_bytes += block.data.nbytes
-        if is_new.any():
-            fresh = block.part(is_new)
-            self._taken_bytes -= fresh.data.nbytes
-            log.add(fresh)
+        fresh = block if is_new.all() else block.part(is_new)
+        self._taken_bytes += block.data.nbytes - fresh.data.nbytes
+        if len(fresh.positions):
+            log.blocks.append(fresh)
 
     def _check_receipts(self) -> None:
         self._check_failure()
         if not self._receipts:
             return
         taken = [self._receipts.popleft() for _ in range(len(self._receipts))]
+        self._unchecked -= sum(len(each) for each, *_ in taken)
         edits, positions, changes = (np.concatenate(each) for each in zip(*taken, strict=True))
         # Of each edit together, as they came: a run may have thousands of edits.
         order = np.argsort(edits, kind="stable")

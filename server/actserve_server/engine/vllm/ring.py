@@ -29,7 +29,7 @@ DEFAULT_CAPACITY = 64 << 20
 WRITE_TIMEOUT_S = 60.0
 """How long a full ring may stay full before the worker gives up; only a stuck server does that."""
 
-QUIET_BYTES = 256 << 10
+QUIET_BYTES = 4 << 20
 """So much may lie in the ring that the reader was not woken for."""
 
 _KEPT_FREE = 64 << 10
