@@ -61,6 +61,14 @@ async def test_no_more_than_parallel_are_open_and_they_open_in_order() -> None:
     assert sources.opened == list(range(10))
 
 
+async def test_a_single_source_is_read_at_the_pace_of_its_reader_and_closed() -> None:
+    sources = Sources(1, length=1000)
+    async with aclosing(merge(sources.all, 2)) as stream:
+        assert await anext(stream) == (0, 0)
+        assert sources.produced == 1
+    assert not sources.open
+
+
 async def test_no_sources_make_an_empty_stream() -> None:
     assert [event async for event in merge([], 3)] == []
 
@@ -82,8 +90,9 @@ async def test_closing_early_closes_the_sources() -> None:
     assert not sources.open
 
 
-async def test_cancelling_the_reader_closes_the_sources() -> None:
-    sources = Sources(3, length=10**9)
+@pytest.mark.parametrize("count", [1, 3])
+async def test_cancelling_the_reader_closes_the_sources(count: int) -> None:
+    sources = Sources(count, length=10**9)
 
     async def read() -> None:
         async with aclosing(merge(sources.all, 3)) as stream:
@@ -95,21 +104,23 @@ async def test_cancelling_the_reader_closes_the_sources() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert sources.closed == {0, 1, 2}
+    assert sources.closed == {*range(count)}
 
 
-async def test_an_error_is_raised_as_it_is_and_closes_the_others() -> None:
-    sources = Sources(5, length=1000)
-    sources.fail_at = (1, 5)
-    with pytest.raises(ValueError, match="source 1"):
+@pytest.mark.parametrize("failing", [0, 4])
+async def test_an_error_is_raised_as_it_is_and_closes_the_others(failing: int) -> None:
+    sources = Sources(failing + 1, length=1000)
+    sources.fail_at = (failing, 5)
+    with pytest.raises(ValueError, match=f"source {failing}"):
         async for _ in merge(sources.all, 3):
             pass
     assert not sources.open
 
 
-async def test_a_source_that_cancels_itself_does_not_hang_the_reader() -> None:
-    sources = Sources(2)
-    sources.cancel_at = (1, 1)
+@pytest.mark.parametrize("cancelled", [0, 1])
+async def test_a_source_that_cancels_itself_does_not_hang_the_reader(cancelled: int) -> None:
+    sources = Sources(cancelled + 1)
+    sources.cancel_at = (cancelled, 1)
 
     async def read() -> None:
         async for _ in merge(sources.all, 2):

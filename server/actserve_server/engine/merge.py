@@ -18,6 +18,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+_CANCELLED_WITHIN = "a source was cancelled from within"
+
 BUFFERED_EVENTS = 8
 """Events of one stream that wait for its reader, over all sources."""
 
@@ -39,6 +41,19 @@ async def merge(
     sources: Sequence[Callable[[], AsyncGenerator[T, None]]], parallel: int
 ) -> AsyncGenerator[tuple[int, T], None]:
     """Yields (index of the source, event)."""
+    if len(sources) == 1:
+        # There is nothing to merge, and no need for a task and a buffer in each event's way.
+        async with aclosing(sources[0]()) as events:
+            try:
+                async for value in events:
+                    yield 0, value
+            except asyncio.CancelledError:
+                reader = asyncio.current_task()
+                if reader is None or reader.cancelling():
+                    raise
+                raise RuntimeError(_CANCELLED_WITHIN) from None
+        return
+
     queue: asyncio.Queue[_Event[T] | _Ended] = asyncio.Queue(BUFFERED_EVENTS)
     pending = iter(enumerate(sources))
     closing = False
@@ -54,7 +69,7 @@ async def merge(
             if closing:
                 raise
             # A source that cancels itself must not leave the reader waiting for ever.
-            await queue.put(_Ended(RuntimeError("a source was cancelled from within")))
+            await queue.put(_Ended(RuntimeError(_CANCELLED_WITHIN)))
         except Exception as error:
             await queue.put(_Ended(error))
         else:
