@@ -19,6 +19,10 @@ from actserve_server.engine.vllm.records import (
 from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.step_plan import Receipts
 
+PROMPT_BYTES = 256 << 10
+"""From so much on rows of a prompt wake the server: its first token, with which they would be
+found, may be far."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShippedRows:
@@ -28,6 +32,13 @@ class ShippedRows:
     keys: np.ndarray
     positions: np.ndarray
     columns: tuple[torch.Tensor, ...]
+
+    @property
+    def of_prompt(self) -> bool:
+        """Whether they are many, and more than one of a run."""
+        if sum(each.nbytes for each in self.columns) < PROMPT_BYTES:
+            return False
+        return bool((self.keys[1:] == self.keys[:-1]).any())
 
 
 class Shipper:
@@ -66,7 +77,7 @@ class Shipper:
                 block.keys,
                 block.positions,
                 block.columns,
-                wake=self._wakes,
+                wake=self._wakes or block.of_prompt,
             )
         if receipts:
             write_receipts(
