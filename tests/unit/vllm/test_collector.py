@@ -174,20 +174,6 @@ async def test_whoever_wants_rows_at_once_has_those_of_every_step_at_once(pair: 
     assert not patient.complete(4)
 
 
-async def test_what_a_step_that_fails_had_sent_before_is_there_before_the_failure(
-    pair: Pair,
-) -> None:
-    inbox = Inbox([ALL.spans], [])
-    pair.open(1, inbox)
-    for position in range(3):
-        pair.send((1, position), wake=False)
-    inbox.expect()
-    pair.fail(1)
-    async with asyncio.timeout(1.0):
-        await inbox.arrival()
-    assert _failed(inbox) is Reason.CAPTURE_INCOMPLETE
-
-
 async def test_a_run_that_ends_leaves_no_inbox(pair: Pair) -> None:
     pair.open(1, Inbox([ALL.spans], []))
     assert pair.collector.open_inboxes == 1
