@@ -42,6 +42,7 @@ CLIENTS := $(foreach pair,$(CLIENT_TOOLS),$(if $(shell command -v $(call tool_of
 NO_CLIENTS := $(foreach pair,$(CLIENT_TOOLS),$(if $(shell command -v $(call tool_of,$(pair))),,$(call client_of,$(pair))))
 HELM_STAMP := .tools/helm-$(HELM_VERSION).stamp
 PROTOC_STAMP := .tools/protoc-$(shell cksum <requirements/proto.txt | cut -d' ' -f1).stamp
+PEERS_STAMP := .tools/peers-$(shell cksum <requirements/peers.txt | cut -d' ' -f1).stamp
 
 .PHONY: help
 help: ## List the targets
@@ -263,6 +264,7 @@ requirements: ## Pin requirements/*.txt again from pyproject.toml (ARGS=--upgrad
 	@test -x $(UV) || { echo "make requirements: run \`make setup\` first, it brings uv"; exit 1; }
 	@$(COMPILE) $(ARGS) --group build -o requirements/build.txt
 	@$(COMPILE) $(ARGS) --group proto -o requirements/proto.txt
+	@$(COMPILE) $(ARGS) --group peers -o requirements/peers.txt
 	@$(COMPILE) $(ARGS) --override requirements/overrides.cpu.txt --extra cpu --extra postgres --extra smollm2 \
 		pyproject.toml -o requirements/cpu.txt
 	@$(COMPILE) $(ARGS) --extra cuda --extra postgres --extra smollm2 pyproject.toml -o requirements/cuda.txt
@@ -330,4 +332,13 @@ $(PROTOC_STAMP): | setup
 	@$(UV) venv --quiet --clear --python '>=3.10,<3.13' .tools/protoc
 	@$(UV) pip sync --python .tools/protoc/bin/python --quiet --require-hashes requirements/proto.txt
 	@rm -f .tools/protoc-*.stamp
+	@touch $@
+
+.PHONY: peers-tool
+peers-tool: $(PEERS_STAMP) ## Install the projects that ours is compared with into .tools/peers (2 minutes, once)
+
+$(PEERS_STAMP): | setup
+	@$(UV) venv --quiet --clear --python '>=3.11,<3.14' .tools/peers
+	@$(UV) pip sync --python .tools/peers/bin/python --quiet --require-hashes requirements/peers.txt
+	@rm -f .tools/peers-*.stamp
 	@touch $@
