@@ -6,14 +6,16 @@ into the matrices where they are read (`folding.py`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 
 import numpy as np
 
+from actserve_server.domain.blocks import blocks
 from actserve_server.domain.projection import Identity, JumpReLU, Projection, ReLU, TopK
 from actserve_server.domain.sites import Site
+from actserve_server.domain.tensors import ElementType
 
 
 class DictionaryKind(StrEnum):
@@ -118,20 +120,37 @@ class LoadedDictionary:
 
     about: Dictionary
     matrices: DictionaryMatrices = field(repr=False)
+    _rounded: dict[ElementType, Projection] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def projection(self) -> Projection:
-        """f as a function of rows: what a readout of this dictionary computes."""
+        """f as a function of rows, in float32."""
         return self.projection_of(None)
 
-    def projection_of(self, features: Sequence[int] | None) -> Projection:
+    def projection_in(self, element_type: ElementType) -> Projection:
+        """The same with E rounded to an element type, made once."""
+        if element_type is ElementType.F32:
+            return self.projection
+        made = self._rounded.get(element_type)
+        if made is None:
+            made = self._rounded[element_type] = self.projection_of(None, element_type)
+        return made
+
+    def projection_of(
+        self, features: Sequence[int] | None, element_type: ElementType = ElementType.F32
+    ) -> Projection:
         """The same for some features alone, in this order; all if None. Not for TOP_K, whose
         features depend on each other."""
         of = self.matrices
         chosen = slice(None) if features is None else np.asarray(features, np.int64)
         encoder, bias = of.encoder[chosen], of.encoder_bias[chosen]
+        made = Projection(
+            encoder, activation=Identity(), lasting=features is None, element_type=element_type
+        )
         if of.input_bias is not None:
-            bias = (bias - _product(encoder, of.input_bias)).astype(np.float32)
+            # By the encoder as it is multiplied: what rounding adds then grows with x - b_in, not
+            # with x.
+            bias = (bias - _product(made, of.input_bias)).astype(np.float32)
         match self.about.activation:
             case ActivationKind.IDENTITY:
                 activation = Identity()
@@ -143,7 +162,7 @@ class LoadedDictionary:
             case ActivationKind.TOP_K:
                 assert features is None
                 activation = TopK(self.about.kept)
-        return Projection(encoder, bias, activation, lasting=features is None)
+        return replace(made, bias=bias, activation=activation)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """The features of `rows`, float32 [n, width], as float32 [n, features]."""
@@ -161,16 +180,13 @@ class LoadedDictionary:
         return made
 
 
-def _product(encoder: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """In float64, a block of features at a time: a float64 copy of a large encoder would be twice
-    its size."""
-    step = max(1, _BLOCK_NUMBERS // encoder.shape[1])
+def _product(projection: Projection, vector: np.ndarray) -> np.ndarray:
+    """Of the directions as they are multiplied, float64. A block of them at a time: a float64 copy
+    of a large encoder would be twice its size."""
     return np.concatenate(
         [
-            encoder[start : start + step].astype(np.float64) @ vector
-            for start in range(0, len(encoder), step)
+            part[block].astype(np.float64) @ vector
+            for _, part in projection.parts()
+            for block in blocks(*part.shape)
         ]
     )
-
-
-_BLOCK_NUMBERS = 1 << 20

@@ -123,7 +123,10 @@ class ModelInfo:
     step_tokens: int = 0
     """Tokens that the engine computes at once at most, of all runs together."""
     vector_bytes: int = 0
-    """Float32 vectors for which the engine has room; it projects rows where they fit."""
+    """Vectors for which the engine has room; it projects rows where they fit."""
+    encoder_type: ElementType = ElementType.F32
+    """The element type to which encoders of dictionaries are rounded that read rows: the model's
+    own, where the engine multiplies it faster than float32."""
     row_norms: Mapping[Site, float] = field(default_factory=dict)
     """The median L2 norm of the rows of each site, of a text that was run when the server started;
     without those that were not served then."""

@@ -4,12 +4,14 @@ The edge has checked every tensor: float32, finite and of the right shape. Rows 
 computed: a NaN in one shows in its result.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from actserve_server.domain.blocks import blocks
 from actserve_server.domain.ranking import largest
+from actserve_server.domain.tensors import ElementType, rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,25 +91,40 @@ class Projection:
     activation: Activation = Identity()
     lasting: bool = False
     """Whether many runs will have it, so that an engine may hold it between them."""
+    element_type: ElementType = ElementType.F32
+    """To which `directions` are rounded before they are multiplied, each number by itself, so that
+    an engine may hold and multiply them in it. Sums, bias and activation are float32 all the
+    same."""
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
         """Every value of `rows`, float32 [n, width], as float32 [n, k]."""
         values = np.empty((len(rows), len(self.directions)), np.float32)
         for block in blocks(*values.shape):
-            # A transposed view goes to BLAS as it is, so no copy of the directions is made.
-            np.matmul(rows[block], self.directions.T, out=values[block])
+            for columns, part in self.parts():
+                # A transposed view goes to BLAS as it is, so no copy of the directions is made.
+                np.matmul(rows[block], part.T, out=values[block, columns])
             if self.bias is not None:
                 values[block] += self.bias
             self.activation.apply(values[block])
         return values
 
+    def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """The directions as they are multiplied, float32: which, and their rows. Those that have to
+        be rounded come a part at a time, since all of them would be another copy."""
+        if self.element_type is ElementType.F32:
+            yield slice(0, len(self.directions)), self.directions
+            return
+        for part in blocks(*self.directions.shape):
+            yield part, rounded(self.directions[part], self.element_type)
+
     @property
     def nbytes(self) -> int:
-        """Of everything that has a number for each direction."""
-        parts = [self.directions, self.bias]
+        """Of everything that has a number for each direction, as an engine holds it."""
+        parts = [self.bias]
         if isinstance(self.activation, JumpReLU):
             parts.append(self.activation.threshold)
-        return sum(each.nbytes for each in parts if each is not None)
+        others = sum(each.nbytes for each in parts if each is not None)
+        return self.directions.size * self.element_type.itemsize + others
 
     def top(self, rows: np.ndarray, top_k: int) -> SparseRows:
         """The `top_k` largest values of each of `rows`, float32 [n, width], after the activation.

@@ -73,6 +73,11 @@ def convert(bits: np.ndarray, source: ElementType, target: ElementType) -> np.nd
     return _round_to_bf16(values)
 
 
+def rounded(values: np.ndarray, element_type: ElementType) -> np.ndarray:
+    """Float32 values as float32 again, each rounded to an element type, to nearest even."""
+    return to_float32(convert(values, ElementType.F32, element_type), element_type)
+
+
 def _round_to_bf16(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16

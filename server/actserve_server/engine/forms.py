@@ -48,6 +48,7 @@ from actserve_server.domain.projection import (
 )
 from actserve_server.domain.runs import Capture, Intervention, conditions_of
 from actserve_server.domain.sites import Site
+from actserve_server.domain.tensors import ElementType, convert
 
 _HASHED_BYTES = 1 << 20
 """Of vectors that are views, so many are copied at once to be hashed."""
@@ -63,36 +64,52 @@ class Kernel(IntEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Vectors:
-    """Float32 vectors of one width."""
+    """Vectors of one width, which a worker holds in an element type."""
 
     digest: bytes
-    """Of the width and the numbers: equal vectors have it in common, and no others."""
+    """Of the width, the numbers and their element type: equal vectors have it in common, and no
+    others."""
     count: int
     width: int
     rows: np.ndarray | None
-    """[count, width]; None in a worker, which holds them in its bank."""
+    """Float32 [count, width]; None in a worker, which holds them in its bank."""
+    element_type: ElementType = ElementType.F32
+    """To which every number is rounded where they are sent, and held."""
     lasting: bool = False
     """Whether a worker is to hold them on when no run has them, as long as nothing else needs the
     room."""
 
     @staticmethod
-    def of(rows: np.ndarray, *, lasting: bool = False) -> "Vectors":
+    def of(
+        rows: np.ndarray,
+        *,
+        element_type: ElementType = ElementType.F32,
+        lasting: bool = False,
+    ) -> "Vectors":
         """Takes over float32 [n, width], which must not change any more."""
         count, width = rows.shape
-        digest = hashlib.sha256(f"{count} x {width} ".encode())
+        # What is stored of finished sweeps knows float32 vectors by these words.
+        kind = "" if element_type is ElementType.F32 else f"{element_type} "
+        digest = hashlib.sha256(f"{count} x {width} {kind}".encode())
         step = max(1, _HASHED_BYTES // (4 * width))
         for start in range(0, count, step):
             digest.update(rows[start : start + step].astype("<f4").tobytes())
-        return Vectors(digest.digest(), count, width, rows, lasting)
+        return Vectors(digest.digest(), count, width, rows, element_type, lasting)
 
     @property
     def nbytes(self) -> int:
-        return 4 * self.count * self.width
+        return self.count * self.row_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one vector."""
+        return self.width * self.element_type.itemsize
 
     def encoded(self, start: int = 0, end: int | None = None) -> bytes:
-        """Rows [start, end) as little-endian float32."""
+        """Rows [start, end) as little-endian numbers of the element type."""
         assert self.rows is not None  # Only a worker does without, and sends none.
-        return self.rows[start:end].astype("<f4").tobytes()
+        bits = convert(self.rows[start:end], ElementType.F32, self.element_type)
+        return bits.astype(self.element_type.storage).tobytes()
 
 
 class Activated(IntEnum):
@@ -260,7 +277,9 @@ def _projection_vectors(projection: Projection) -> tuple[Vectors, Vectors]:
     if isinstance(projection.activation, JumpReLU):
         offsets.append(projection.activation.threshold)
     lasting = projection.lasting
-    directions = Vectors.of(projection.directions, lasting=lasting)
+    directions = Vectors.of(
+        projection.directions, element_type=projection.element_type, lasting=lasting
+    )
     return directions, Vectors.of(np.stack(offsets), lasting=lasting)
 
 

@@ -19,7 +19,8 @@ from actserve_server.domain.projection import (
 from actserve_server.domain.ranking import largest
 from actserve_server.engine.forms import projection_form
 from actserve_server.engine.vllm.bank import VectorBank
-from actserve_server.engine.vllm.project_rows import largest_columns, project
+from actserve_server.engine.vllm.largest_columns import largest_columns
+from actserve_server.engine.vllm.project_rows import project
 from tests.unit.vllm.batches import CPU
 
 ROWS, WIDTH, DIRECTIONS = 23, 6, 9

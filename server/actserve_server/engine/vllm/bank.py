@@ -1,5 +1,5 @@
 """Vectors of running requests, in one buffer of a fixed size, so that a step gathers them with one
-index.
+index. Those of 16 bits, which are read as a whole and never gathered, lie in it two to a number.
 
 Equal vectors are one block, which goes when nobody holds it any more: neither a run nor an upload.
 Those that are lasting, such as the encoder of a dictionary, then stay as long as nothing else needs
@@ -15,7 +15,14 @@ from functools import partial
 import numpy as np
 import torch
 
+from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.forms import Vectors
+
+TORCH_TYPES = {
+    ElementType.F32: torch.float32,
+    ElementType.F16: torch.float16,
+    ElementType.BF16: torch.bfloat16,
+}
 
 _MOVED = 1 << 20
 """Numbers that are moved at once, through a copy."""
@@ -43,7 +50,9 @@ class HeldVectors:
     digest: bytes
     width: int
     offsets: np.ndarray
-    """Where in the buffer each vector begins, int64 [count]; changed in place when it moves."""
+    """Where in the buffer each vector begins, int64 [count]; of those of 16 bits, where all of them
+    begin. Changed in place when it moves."""
+    element_type: ElementType = ElementType.F32
     filled: int = 0
     """Vectors that have arrived."""
     runs: int = 0
@@ -58,8 +67,8 @@ class HeldVectors:
 
     @property
     def size(self) -> int:
-        """In numbers."""
-        return len(self.offsets) * self.width
+        """In numbers of the buffer."""
+        return -(-len(self.offsets) * self.width * self.element_type.itemsize // 4)
 
 
 OPENED_BYTES = 16 << 20
@@ -67,7 +76,7 @@ OPENED_BYTES = 16 << 20
 
 
 class VectorBank:
-    """Holds float32 vectors of any width, at most `capacity_bytes` of them in total."""
+    """Holds vectors of any width, at most `capacity_bytes` of them in total."""
 
     def __init__(self, device: torch.device, capacity_bytes: int) -> None:
         self.device = device
@@ -100,8 +109,11 @@ class VectorBank:
                 raise MissingVectorsError(
                     f"{vectors.nbytes} bytes of the run's vectors were not uploaded before it began"
                 )
-            block = block or self._add(vectors.digest, vectors.count, vectors.width)
-            self._write(block, 0, vectors.rows)
+            block = block or self._add(
+                vectors.digest, vectors.count, vectors.width, vectors.element_type
+            )
+            # A copy, because what came over the wire is read-only.
+            self._write(block, 0, torch.from_numpy(np.array(vectors.rows, np.float32)))
         self._idle.pop(block.digest, None)
         block.runs += 1
         return block
@@ -149,15 +161,17 @@ class VectorBank:
         start: int,
         data: bytes,
         lasting: bool = False,
+        element_type: str = ElementType.F32,
     ) -> None:
-        """Takes vectors [start, start + n) of a block of `count`, little-endian float32, in
-        ascending order. The block stays until this upload is dropped, and as long as runs hold it.
-        Raises `BankFullError`."""
-        block = self._blocks.get(digest) or self._add(digest, count, width)
+        """Takes vectors [start, start + n) of a block of `count`, little-endian, in ascending
+        order. The block stays until this upload is dropped, and as long as runs hold it. Raises
+        `BankFullError`."""
+        kind = ElementType(element_type)
+        block = self._blocks.get(digest) or self._add(digest, count, width, kind)
         self._idle.pop(digest, None)
         block.uploads.add(upload)
         block.lasting = block.lasting or lasting
-        rows = np.frombuffer(data, "<f4").reshape(-1, width)
+        rows = torch.frombuffer(bytearray(data), dtype=TORCH_TYPES[kind]).view(-1, width)
         if start > block.filled:
             raise ValueError(f"vectors from {start} on came, but only {block.filled} before them")
         self._write(block, start, rows)
@@ -175,11 +189,25 @@ class VectorBank:
         return rows[torch.from_numpy(offsets).to(self.device, non_blocking=True)]
 
     def rows(self, block: HeldVectors) -> torch.Tensor:
-        """All vectors of a block, [count, width], as they lie until the next one comes."""
-        return self._numbers[block.start : block.start + block.size].view(-1, block.width)
+        """All vectors of a block, [count, width], in its element type, as they lie until the next
+        one comes."""
+        numbers = self._numbers[block.start : block.start + block.size]
+        if block.element_type is ElementType.F32:
+            return numbers.view(-1, block.width)
+        count = len(block.offsets)
+        every = numbers.view(TORCH_TYPES[block.element_type])
+        return every[: count * block.width].view(count, block.width)
 
-    def _add(self, digest: bytes, count: int, width: int) -> HeldVectors:
-        size, capacity = count * width, len(self._numbers)
+    def _add(
+        self,
+        digest: bytes,
+        count: int,
+        width: int,
+        element_type: ElementType = ElementType.F32,
+    ) -> HeldVectors:
+        apart = width if element_type is ElementType.F32 else 0
+        block = HeldVectors(digest, width, apart * np.arange(count), element_type)
+        size, capacity = block.size, len(self._numbers)
         while self._used + size > capacity and self._idle:
             self._free(next(iter(self._idle.values())))
         if self._used + size > capacity:
@@ -192,17 +220,14 @@ class VectorBank:
             # So that half of it is free, and gaps are not closed again soon.
             while 2 * (self._end + size) > self._opened < capacity:
                 self._opened = min(2 * self._opened, capacity)
-        block = HeldVectors(digest, width, self._end + width * np.arange(count))
+        block.offsets += self._end
         self._blocks[digest] = block
         self._end += size
         self._used += size
         return block
 
-    def _write(self, block: HeldVectors, start: int, rows: np.ndarray) -> None:
-        first = block.start + start * block.width
-        # A copy, because what came over the wire is read-only.
-        values = torch.from_numpy(np.array(rows, np.float32))
-        self._numbers[first : first + rows.size] = values.flatten().to(self.device)
+    def _write(self, block: HeldVectors, start: int, rows: torch.Tensor) -> None:
+        self.rows(block)[start : start + len(rows)] = rows.to(self.device)
         block.filled = max(block.filled, start + len(rows))
 
     def _free_unheld(self, block: HeldVectors) -> None:

@@ -15,7 +15,7 @@ from actserve_server.domain.attention_patterns import NO_KEY
 from actserve_server.domain.attention_rows import LargestWeights, QueryMeasures
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.blocks import blocks
-from actserve_server.engine.vllm.project_rows import largest_columns
+from actserve_server.engine.vllm.largest_columns import largest_columns
 from actserve_server.engine.vllm.step_batch import to_device
 
 _MAX = torch.finfo(torch.float32).max

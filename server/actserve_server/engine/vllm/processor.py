@@ -23,6 +23,13 @@ def instructions() -> str:
     return next((each for each, flag in _INSTRUCTIONS.items() if has.get(flag)), "none of them")
 
 
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether this processor has products of this element type, with float32 sums, that are faster
+    than those of float32."""
+    has = torch.cpu.get_capabilities()
+    return dtype is torch.bfloat16 and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def slow_in(dtype: torch.dtype) -> str | None:
     """Why this processor is slow in an element type, if it is."""
     has = torch.cpu.get_capabilities()

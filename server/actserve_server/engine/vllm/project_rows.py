@@ -4,10 +4,8 @@ import torch
 
 from actserve_server.domain.blocks import blocks
 from actserve_server.engine.forms import Activated, ProjectionForm
-
-_COLUMN_BITS = 32
-_COLUMN_MASK = (1 << _COLUMN_BITS) - 1
-_ABOVE_INFINITY = torch.iinfo(torch.int32).max
+from actserve_server.engine.vllm.direction_sums import DirectionSums, largest_sums
+from actserve_server.engine.vllm.largest_columns import largest_columns
 
 
 def project(
@@ -17,7 +15,7 @@ def project(
     the form."""
     return torch.cat(
         [
-            _read(rows[block].float(), form, directions, offsets)
+            _read(rows[block], form, directions, offsets)
             for block in blocks(len(rows), max(directions.shape))
         ]
     )
@@ -26,54 +24,30 @@ def project(
 def _read(
     rows: torch.Tensor, form: ProjectionForm, directions: torch.Tensor, offsets: torch.Tensor
 ) -> torch.Tensor:
-    values = torch.addmm(offsets[0], rows, directions.T)
+    sums = DirectionSums(directions, offsets[0])
+    if form.activated is Activated.TOP_K:
+        columns, kept = largest_sums(sums, rows, form.kept)
+        # To look at them would wait for a device.
+        if form.top_k is not None and form.top_k <= kept.shape[1] and not kept.is_cuda:
+            first = kept[:, : form.top_k]
+            if (first > 0).all():
+                return torch.cat([columns[:, : form.top_k].float(), first], dim=1)
+        values = kept.new_zeros(len(rows), len(directions))
+        values.scatter_(1, columns, kept.clamp(min=0))
+        return values if form.top_k is None else _largest(values, form.top_k)
+    thresholds = None
     match form.activated:
         case Activated.RELU:
-            values.clamp_(min=0)
+            thresholds = torch.zeros_like(offsets[0])
         case Activated.JUMP_RELU:
-            values.masked_fill_(values <= offsets[1], 0)
-        case Activated.TOP_K:
-            columns = largest_columns(values, form.kept)
-            kept = values.gather(1, columns).clamp(min=0)
-            values = torch.zeros_like(values).scatter_(1, columns, kept)
+            thresholds = offsets[1]
     if form.top_k is None:
-        return values
-    columns = largest_columns(values, form.top_k)
+        values = sums.of(rows)
+        return values if thresholds is None else values.masked_fill_(values <= thresholds, 0)
+    columns, values = largest_sums(sums, rows, form.top_k, thresholds)
+    return torch.cat([columns.float(), values], dim=1)
+
+
+def _largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    columns = largest_columns(values, count)
     return torch.cat([columns.float(), values.gather(1, columns)], dim=1)
-
-
-def largest_columns(values: torch.Tensor, count: int) -> torch.Tensor:
-    """Columns of the largest values of each row, int64 [rows, min(count, width)], in the order of
-    `domain/ranking.py`: of equal ones the lower column first, and NaN above all."""
-    width = values.shape[1]
-    # To look whether it may choose would wait for a device, on which the other way is quick.
-    if values.device.type != "cpu" or count >= width // _FEW or not len(values):
-        return _by_keys(values, count)
-    found = values.topk(count)
-    chosen, last = found.indices, found.values[:, -1:]
-    if found.values.isnan().any():
-        return _by_keys(values, count)
-    # Which of the values that are equal to the last one were chosen, topk does not say.
-    equal = values == last
-    more = equal.count_nonzero(1) > (found.values == last).count_nonzero(1)
-    for row in more.nonzero()[:, 0].tolist():
-        above = int((found.values[row] > last[row]).sum())
-        chosen[row, above:] = equal[row].nonzero()[: count - above, 0]
-    ascending = chosen.sort(1).values
-    order = values.gather(1, ascending).sort(dim=1, descending=True, stable=True).indices
-    return ascending.gather(1, order)
-
-
-_FEW = 8
-"""Up to such a part of a row it pays to find the largest before they are put in order."""
-
-
-def _by_keys(values: torch.Tensor, count: int) -> torch.Tensor:
-    """The same: among integers that are all different the order is one on every device."""
-    width = values.shape[1]
-    bits = (values + 0.0).view(torch.int32)
-    ordered = torch.where(bits < 0, bits ^ _ABOVE_INFINITY, bits)
-    ordered.masked_fill_(values.isnan(), _ABOVE_INFINITY)
-    backwards = torch.arange(width - 1, -1, -1, device=values.device)
-    keys = (ordered.long() << _COLUMN_BITS) | backwards
-    return width - 1 - (keys.topk(min(count, width)).values & _COLUMN_MASK)

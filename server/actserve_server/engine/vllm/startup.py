@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+import torch
 from vllm import AsyncEngineArgs, SamplingParams, envs
 from vllm.config import VllmConfig
 from vllm.platforms import current_platform
@@ -220,9 +221,16 @@ async def describe(
         found_by_structure=found["found"],
         step_tokens=llm.vllm_config.scheduler_config.max_num_batched_tokens,
         vector_bytes=options.vector_budget_bytes,
+        encoder_type=encoder_type(model.dtype),
     )
     graphs = {name: frozenset(map(HookPoint, points)) for name, points in found["graphs"].items()}
     return info, FinalNorm.of(found["weights"]), graphs
+
+
+def encoder_type(dtype: torch.dtype) -> ElementType:
+    """In which workers multiply rows of a model in this element type by encoders."""
+    is_fast = not current_platform.is_cpu() or processor.multiplies(dtype)
+    return _ELEMENT_TYPES[str(dtype)] if is_fast else ElementType.F32
 
 
 def _end_token_ids(llm: AsyncLLM) -> tuple[int, ...]:

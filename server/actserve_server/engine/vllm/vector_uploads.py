@@ -51,14 +51,15 @@ class _Piece(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return 4 * self.upload.vectors.width * (self.end - self.start)
+        return self.upload.vectors.row_bytes * (self.end - self.start)
 
     @property
     def message(self) -> list[Any]:
         """The arguments of `VectorBank.upload`."""
         number, of = self.upload.number, self.upload.vectors
         data = of.encoded(self.start, self.end)
-        return [number, of.digest, of.count, of.width, self.start, data, of.lasting]
+        numbers = [self.start, data, of.lasting, of.element_type.value]
+        return [number, of.digest, of.count, of.width, *numbers]
 
 
 class VectorUploads:
@@ -159,7 +160,7 @@ class VectorUploads:
 
 def _pieces(uploads: Iterable[_Upload]) -> Iterator[_Piece]:
     for upload in uploads:
-        count, width = upload.vectors.count, upload.vectors.width
-        step = max(1, MESSAGE_BYTES // (4 * width))
+        count = upload.vectors.count
+        step = max(1, MESSAGE_BYTES // upload.vectors.row_bytes)
         for start in range(0, count, step):
             yield _Piece(upload, start, min(start + step, count))

@@ -25,6 +25,7 @@ from actserve_server.domain.probe_networks import ProbeOutputs
 from actserve_server.domain.probes import Aggregator, Attention, Ema, RollingMean, ScoreReduction
 from actserve_server.domain.projection import Projected
 from actserve_server.domain.runs import Capture, Run, Unembed, conditions_of
+from actserve_server.domain.tensors import ElementType, to_float32
 from actserve_server.engine.forms import (
     Activated,
     ConditionForm,
@@ -44,7 +45,7 @@ from actserve_server.engine.vllm.layout import SiteKey
 
 EXTRA_ARG = "actserve"
 
-_VERSION = 9
+_VERSION = 10
 
 INLINE_BYTES = 256 << 10
 """Of a run's vectors: so many travel along with it, and more are uploaded once for all runs that
@@ -295,13 +296,16 @@ def _decode_condition(message: dict[str, Any], sent: Mapping[bytes, bytes]) -> C
 
 
 def _encode_vectors(vectors: Vectors) -> list[Any]:
-    return [vectors.digest, vectors.count, vectors.width]
+    return [vectors.digest, vectors.count, vectors.width, vectors.element_type.value]
 
 
 def _decode_vectors(message: list[Any], sent: Mapping[bytes, bytes]) -> Vectors:
-    digest, count, width = message
-    rows = np.frombuffer(sent[digest], "<f4").reshape(-1, width) if digest in sent else None
-    return Vectors(digest, count, width, rows)
+    digest, count, width, named = message
+    element_type, rows = ElementType(named), None
+    if digest in sent:
+        bits = np.frombuffer(sent[digest], element_type.storage).reshape(-1, width)
+        rows = to_float32(bits, element_type)
+    return Vectors(digest, count, width, rows, element_type)
 
 
 def _encode_derived(derived: Derived) -> dict[str, Any]:
