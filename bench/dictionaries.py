@@ -46,7 +46,9 @@ def changes(info: ModelInfo) -> Mapping[str, Change]:
     jumps = Projection(encoder, bias, JumpReLU(np.ones(FEATURES, np.float32)), lasting=True)
     tops = Projection(encoder, bias, TopK(32), lasting=True)
     one = Projection(encoder[:1], bias[:1], JumpReLU(np.ones(1, np.float32)))
-    capture = Capture(sites, EVERYWHERE, Projected(jumps, TOP))
+    # As a readout of a dictionary has it.
+    read = replace(jumps, element_type=info.encoder_type)
+    capture = Capture(sites, EVERYWHERE, Projected(read, TOP))
     return {
         READ: lambda run, _: replace(run, captures=(capture,)),
         CHANGED: _changed(sites, one, encoder[:1]),

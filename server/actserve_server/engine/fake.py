@@ -150,6 +150,7 @@ class FakeEngine:
             end_token_ids=(vocabulary.end,),
             element_type=element_type,
             vector_bytes=vector_bytes,
+            encoder_type=element_type,
             step_tokens=step_tokens,
             limits=limits or Limits(max_sequence_tokens=2048),
             hook_points=describe(shape, unserved or {}),

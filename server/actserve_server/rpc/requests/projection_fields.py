@@ -70,7 +70,7 @@ def _by_dictionary(
         named_dictionaries.check_width(
             of.about.width, there, f"a row of {site}", (*field, "dictionary")
         )
-    return of.projection_in(found.info.encoder_type)
+    return of.projection if wire.float32 else of.projection_in(found.info.encoder_type)
 
 
 def send_top(wire: pb.Projection, count: int, field: FieldPath) -> int | None:
