@@ -67,6 +67,8 @@ class Projection:
     - `dictionary`: a dictionary that the server has, by its id or as `client.dictionaries` returned
       it: y are then its features, with all its biases and its activation, and the first three
       arguments are left out.
+    - `float32`: whether the encoder of a dictionary stays as it is. Else the server may round it to
+      the model's element type, which is faster; sums are float32 either way.
 
     Checks and copies what it is given when it is made, and raises `InvalidRequest`.
     """
@@ -76,6 +78,7 @@ class Projection:
     activation: Activation | None = None
     send_top: int | None = None
     dictionary: "str | Named | StoredDictionary | None" = None
+    float32: bool = False
 
     def __post_init__(self) -> None:
         if self.send_top is not None:
@@ -191,7 +194,11 @@ class Projection:
     def to_proto(self) -> pb.Projection:
         """The projection as the contract writes it."""
         if self.directions is None:
-            return pb.Projection(dictionary=whole_name(self.dictionary), send_top=self.send_top)
+            return pb.Projection(
+                dictionary=whole_name(self.dictionary),
+                send_top=self.send_top,
+                float32=self.float32,
+            )
         proto = pb.Projection(
             directions=matrix_to_proto(self.directions),
             bias=None if self.bias is None else vector_to_proto(self.bias),

@@ -444,7 +444,7 @@ func (x *RowStatistics) GetSecondMoments() SecondMoments {
 }
 
 // y = activation(D x + b) for each row x: the heart of probes and of the encoders of
-// sparse autoencoders. Computed in float32.
+// sparse autoencoders. Computed in float32; `float32` says what that means of a dictionary.
 type Projection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// D, a direction in each row, as wide as the rows of every site read. Either this or
@@ -470,7 +470,13 @@ type Projection struct {
 	// activation: `directions`, `bias` and `activation` are then unset. It reads any sites
 	// of its width, not its own alone; others are TENSOR_WIDTH_MISMATCH. Format:
 	// models/{model}/dictionaries/{dictionary}.
-	Dictionary    string `protobuf:"bytes,7,opt,name=dictionary,proto3" json:"dictionary,omitempty"`
+	Dictionary string `protobuf:"bytes,7,opt,name=dictionary,proto3" json:"dictionary,omitempty"`
+	// Whether the encoder of a dictionary stays as it is. Else its numbers may be rounded to
+	// the model's element type, where the server computes faster in it: all sums are float32
+	// either way, as are biases, thresholds and the features, and each is off by 2^-9 of the
+	// sum of |E_i (x_i - b_in)| at most. Interventions never round. No use without
+	// `dictionary`: directions that are sent are never rounded.
+	Float32       bool `protobuf:"varint,8,opt,name=float32,proto3" json:"float32,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -565,6 +571,13 @@ func (x *Projection) GetDictionary() string {
 		return x.Dictionary
 	}
 	return ""
+}
+
+func (x *Projection) GetFloat32() bool {
+	if x != nil {
+		return x.Float32
+	}
+	return false
 }
 
 type isProjection_Activation interface {
@@ -2009,7 +2022,7 @@ const file_actserve_v1_readout_proto_rawDesc = "" +
 	"statistics\x18\x06 \x01(\v2\x1a.actserve.v1.RowStatisticsB\x04\xe2A\x01\x01R\n" +
 	"statistics\"X\n" +
 	"\rRowStatistics\x12G\n" +
-	"\x0esecond_moments\x18\x01 \x01(\x0e2\x1a.actserve.v1.SecondMomentsB\x04\xe2A\x01\x01R\rsecondMoments\"\x90\x03\n" +
+	"\x0esecond_moments\x18\x01 \x01(\x0e2\x1a.actserve.v1.SecondMomentsB\x04\xe2A\x01\x01R\rsecondMoments\"\xb0\x03\n" +
 	"\n" +
 	"Projection\x12?\n" +
 	"\n" +
@@ -2022,7 +2035,8 @@ const file_actserve_v1_readout_proto_rawDesc = "" +
 	"\bsend_top\x18\x06 \x01(\rB\x04\xe2A\x01\x01H\x01R\asendTop\x88\x01\x01\x12$\n" +
 	"\n" +
 	"dictionary\x18\a \x01(\tB\x04\xe2A\x01\x01R\n" +
-	"dictionaryB\f\n" +
+	"dictionary\x12\x1e\n" +
+	"\afloat32\x18\b \x01(\bB\x04\xe2A\x01\x01R\afloat32B\f\n" +
 	"\n" +
 	"activationB\v\n" +
 	"\t_send_top\"\x10\n" +

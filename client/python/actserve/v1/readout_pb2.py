@@ -20,7 +20,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61\x63tserve/v1/readout.proto\x12\x0b\x61\x63tserve.v1\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/source.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"\xe9\x02\n\x07Readout\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\'\n\x04rows\x18\x02 \x01(\x0b\x32\x17.actserve.v1.RowReadoutH\x00\x12\x35\n\x0bpredictions\x18\x03 \x01(\x0b\x32\x1e.actserve.v1.PredictionReadoutH\x00\x12\x32\n\tattention\x18\x04 \x01(\x0b\x32\x1d.actserve.v1.AttentionReadoutH\x00\x12(\n\x04keep\x18\x05 \x01(\x0b\x32\x18.actserve.v1.KeepReadoutH\x00\x12\x41\n\x11\x61ttention_summary\x18\x06 \x01(\x0b\x32$.actserve.v1.AttentionSummaryReadoutH\x00\x12\x41\n\x11logit_attribution\x18\x07 \x01(\x0b\x32$.actserve.v1.LogitAttributionReadoutH\x00\x42\x06\n\x04kind\"\xbc\x02\n\nRowReadout\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x34\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x01\x12\x31\n\nprojection\x18\x04 \x01(\x0b\x32\x17.actserve.v1.ProjectionB\x04\xe2\x41\x01\x01\x12/\n\treduction\x18\x05 \x01(\x0e\x32\x16.actserve.v1.ReductionB\x04\xe2\x41\x01\x01\x12\x34\n\nstatistics\x18\x06 \x01(\x0b\x32\x1a.actserve.v1.RowStatisticsB\x04\xe2\x41\x01\x01\"I\n\rRowStatistics\x12\x38\n\x0esecond_moments\x18\x01 \x01(\x0e\x32\x1a.actserve.v1.SecondMomentsB\x04\xe2\x41\x01\x01\"\xd3\x02\n\nProjection\x12\x33\n\ndirections\x18\x01 \x01(\x0b\x32\x19.actserve.v1.MatrixSourceB\x04\xe2\x41\x01\x01\x12-\n\x04\x62ias\x18\x02 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x01\x12+\n\x04relu\x18\x03 \x01(\x0b\x32\x1b.actserve.v1.ReluActivationH\x00\x12\x34\n\tjump_relu\x18\x04 \x01(\x0b\x32\x1f.actserve.v1.JumpReluActivationH\x00\x12,\n\x05top_k\x18\x05 \x01(\x0b\x32\x1b.actserve.v1.TopKActivationH\x00\x12\x1b\n\x08send_top\x18\x06 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x18\n\ndictionary\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x42\x0c\n\nactivationB\x0b\n\t_send_top\"\x10\n\x0eReluActivation\"I\n\x12JumpReluActivation\x12\x33\n\nthresholds\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\"!\n\x0eTopKActivation\x12\x0f\n\x01k\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\"\xbb\x01\n\x11PredictionReadout\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x13\n\x05top_k\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01\x12\x17\n\ttoken_ids\x18\x04 \x03(\rB\x04\xe2\x41\x01\x01\x12\x18\n\nnext_token\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xa5\x01\n\x10\x41ttentionReadout\x12\x18\n\x05layer\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x13\n\x05heads\x18\x02 \x03(\rB\x04\xe2\x41\x01\x02\x12\x34\n\x07queries\x18\x03 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x18\n\x05top_k\x18\x04 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x08\n\x06_layerB\x08\n\x06_top_k\"\x94\x01\n\x17\x41ttentionSummaryReadout\x12\x14\n\x06layers\x18\x01 \x03(\x05\x42\x04\xe2\x41\x01\x01\x12\x34\n\x07queries\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x15\n\x07offsets\x18\x03 \x03(\rB\x04\xe2\x41\x01\x01\x12\x16\n\x08top_keys\x18\x04 \x01(\rB\x04\xe2\x41\x01\x01\"\xaa\x01\n\x17LogitAttributionReadout\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12/\n\x07targets\x18\x03 \x03(\x0b\x32\x18.actserve.v1.LogitTargetB\x04\xe2\x41\x01\x02\"m\n\x0bLogitTarget\x12\x1b\n\x08token_id\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12!\n\x0eminus_token_id\x18\x02 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x0b\n\t_token_idB\x11\n\x0f_minus_token_id\"\x9b\x01\n\x0bKeepReadout\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12,\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"\x97\x01\n\x0eReadoutStarted\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x0c\x65lement_type\x18\x02 \x01(\x0e\x32\x18.actserve.v1.ElementType\x12\x0e\n\x06widths\x18\x03 \x03(\r\x12\x0e\n\x06layers\x18\x04 \x03(\r\x12\x18\n\x10target_constants\x18\x05 \x03(\x02\x12\r\n\x05heads\x18\x06 \x03(\r\">\n\x10ReadoutPositions\x12\x17\n\x0freadout_indices\x18\x01 \x03(\r\x12\x11\n\tpositions\x18\x02 \x03(\r\"J\n\x0bKeptReadout\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x9b\x01\n\x0f\x41\x63tivationChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x12\n\nsite_index\x18\x03 \x01(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12!\n\x04rows\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x0f\n\x07indices\x18\x06 \x03(\r\"\x95\x02\n\x0fPredictionChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x12\n\nsite_index\x18\x03 \x01(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12\x0f\n\x07top_ids\x18\x05 \x03(\r\x12\x11\n\ttop_texts\x18\x06 \x03(\t\x12)\n\x0ctop_logprobs\x18\x07 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12+\n\x0etoken_logprobs\x18\x08 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x30\n\x13next_token_logprobs\x18\t \x01(\x0b\x32\x13.actserve.v1.Tensor\"\x92\x01\n\x0e\x41ttentionChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x0c\n\x04head\x18\x03 \x01(\r\x12\x0f\n\x07queries\x18\x04 \x03(\r\x12$\n\x07weights\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x0c\n\x04keys\x18\x06 \x03(\x05\"\x98\x04\n\x15\x41ttentionSummaryChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\r\n\x05layer\x18\x03 \x01(\r\x12\x0f\n\x07queries\x18\x04 \x01(\r\x12\x1e\n\x16previous_token_queries\x18\x05 \x01(\r\x12\x19\n\x11induction_queries\x18\x06 \x01(\r\x12\x16\n\x0eoffset_queries\x18\x07 \x03(\r\x12+\n\x0eprevious_token\x18\x08 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12*\n\rcurrent_token\x18\t \x01(\x0b\x32\x13.actserve.v1.Tensor\x12(\n\x0b\x66irst_token\x18\n \x01(\x0b\x32\x13.actserve.v1.Tensor\x12&\n\tinduction\x18\x0b \x01(\x0b\x32\x13.actserve.v1.Tensor\x12$\n\x07\x65ntropy\x18\x0c \x01(\x0b\x32\x13.actserve.v1.Tensor\x12%\n\x08\x64istance\x18\r \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\'\n\nat_offsets\x18\x0e \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x10\n\x08top_keys\x18\x0f \x03(\x05\x12*\n\rtop_key_means\x18\x10 \x01(\x0b\x32\x13.actserve.v1.Tensor\"\x99\x01\n\x15LogitAttributionChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x12\n\nsite_index\x18\x03 \x01(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12*\n\rcontributions\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor*e\n\rSecondMoments\x12\x1e\n\x1aSECOND_MOMENTS_UNSPECIFIED\x10\x00\x12\x1b\n\x17SECOND_MOMENTS_DIAGONAL\x10\x01\x12\x17\n\x13SECOND_MOMENTS_FULL\x10\x02*a\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_LAST\x10\x01\x12\x12\n\x0eREDUCTION_MEAN\x10\x02\x12\x11\n\rREDUCTION_MAX\x10\x03\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61\x63tserve/v1/readout.proto\x12\x0b\x61\x63tserve.v1\x1a\x1b\x61\x63tserve/v1/positions.proto\x1a\x16\x61\x63tserve/v1/site.proto\x1a\x18\x61\x63tserve/v1/source.proto\x1a\x18\x61\x63tserve/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\"\xe9\x02\n\x07Readout\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\'\n\x04rows\x18\x02 \x01(\x0b\x32\x17.actserve.v1.RowReadoutH\x00\x12\x35\n\x0bpredictions\x18\x03 \x01(\x0b\x32\x1e.actserve.v1.PredictionReadoutH\x00\x12\x32\n\tattention\x18\x04 \x01(\x0b\x32\x1d.actserve.v1.AttentionReadoutH\x00\x12(\n\x04keep\x18\x05 \x01(\x0b\x32\x18.actserve.v1.KeepReadoutH\x00\x12\x41\n\x11\x61ttention_summary\x18\x06 \x01(\x0b\x32$.actserve.v1.AttentionSummaryReadoutH\x00\x12\x41\n\x11logit_attribution\x18\x07 \x01(\x0b\x32$.actserve.v1.LogitAttributionReadoutH\x00\x42\x06\n\x04kind\"\xbc\x02\n\nRowReadout\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x34\n\x0c\x65lement_type\x18\x03 \x01(\x0e\x32\x18.actserve.v1.ElementTypeB\x04\xe2\x41\x01\x01\x12\x31\n\nprojection\x18\x04 \x01(\x0b\x32\x17.actserve.v1.ProjectionB\x04\xe2\x41\x01\x01\x12/\n\treduction\x18\x05 \x01(\x0e\x32\x16.actserve.v1.ReductionB\x04\xe2\x41\x01\x01\x12\x34\n\nstatistics\x18\x06 \x01(\x0b\x32\x1a.actserve.v1.RowStatisticsB\x04\xe2\x41\x01\x01\"I\n\rRowStatistics\x12\x38\n\x0esecond_moments\x18\x01 \x01(\x0e\x32\x1a.actserve.v1.SecondMomentsB\x04\xe2\x41\x01\x01\"\xea\x02\n\nProjection\x12\x33\n\ndirections\x18\x01 \x01(\x0b\x32\x19.actserve.v1.MatrixSourceB\x04\xe2\x41\x01\x01\x12-\n\x04\x62ias\x18\x02 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x01\x12+\n\x04relu\x18\x03 \x01(\x0b\x32\x1b.actserve.v1.ReluActivationH\x00\x12\x34\n\tjump_relu\x18\x04 \x01(\x0b\x32\x1f.actserve.v1.JumpReluActivationH\x00\x12,\n\x05top_k\x18\x05 \x01(\x0b\x32\x1b.actserve.v1.TopKActivationH\x00\x12\x1b\n\x08send_top\x18\x06 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x18\n\ndictionary\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x07\x66loat32\x18\x08 \x01(\x08\x42\x04\xe2\x41\x01\x01\x42\x0c\n\nactivationB\x0b\n\t_send_top\"\x10\n\x0eReluActivation\"I\n\x12JumpReluActivation\x12\x33\n\nthresholds\x18\x01 \x01(\x0b\x32\x19.actserve.v1.VectorSourceB\x04\xe2\x41\x01\x02\"!\n\x0eTopKActivation\x12\x0f\n\x01k\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02\"\xbb\x01\n\x11PredictionReadout\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x01\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x13\n\x05top_k\x18\x03 \x01(\rB\x04\xe2\x41\x01\x01\x12\x17\n\ttoken_ids\x18\x04 \x03(\rB\x04\xe2\x41\x01\x01\x12\x18\n\nnext_token\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xa5\x01\n\x10\x41ttentionReadout\x12\x18\n\x05layer\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12\x13\n\x05heads\x18\x02 \x03(\rB\x04\xe2\x41\x01\x02\x12\x34\n\x07queries\x18\x03 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x18\n\x05top_k\x18\x04 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x08\n\x06_layerB\x08\n\x06_top_k\"\x94\x01\n\x17\x41ttentionSummaryReadout\x12\x14\n\x06layers\x18\x01 \x03(\x05\x42\x04\xe2\x41\x01\x01\x12\x34\n\x07queries\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12\x15\n\x07offsets\x18\x03 \x03(\rB\x04\xe2\x41\x01\x01\x12\x16\n\x08top_keys\x18\x04 \x01(\rB\x04\xe2\x41\x01\x01\"\xaa\x01\n\x17LogitAttributionReadout\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12/\n\x07targets\x18\x03 \x03(\x0b\x32\x18.actserve.v1.LogitTargetB\x04\xe2\x41\x01\x02\"m\n\x0bLogitTarget\x12\x1b\n\x08token_id\x18\x01 \x01(\rB\x04\xe2\x41\x01\x02H\x00\x88\x01\x01\x12!\n\x0eminus_token_id\x18\x02 \x01(\rB\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x42\x0b\n\t_token_idB\x11\n\x0f_minus_token_id\"\x9b\x01\n\x0bKeepReadout\x12&\n\x05sites\x18\x01 \x03(\x0b\x32\x11.actserve.v1.SiteB\x04\xe2\x41\x01\x02\x12\x36\n\tpositions\x18\x02 \x01(\x0b\x32\x1d.actserve.v1.PositionSelectorB\x04\xe2\x41\x01\x01\x12,\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\"\x97\x01\n\x0eReadoutStarted\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x0c\x65lement_type\x18\x02 \x01(\x0e\x32\x18.actserve.v1.ElementType\x12\x0e\n\x06widths\x18\x03 \x03(\r\x12\x0e\n\x06layers\x18\x04 \x03(\r\x12\x18\n\x10target_constants\x18\x05 \x03(\x02\x12\r\n\x05heads\x18\x06 \x03(\r\">\n\x10ReadoutPositions\x12\x17\n\x0freadout_indices\x18\x01 \x03(\r\x12\x11\n\tpositions\x18\x02 \x03(\r\"J\n\x0bKeptReadout\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x0c\n\x04name\x18\x03 \x01(\t\"\x9b\x01\n\x0f\x41\x63tivationChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x12\n\nsite_index\x18\x03 \x01(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12!\n\x04rows\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x0f\n\x07indices\x18\x06 \x03(\r\"\x95\x02\n\x0fPredictionChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x12\n\nsite_index\x18\x03 \x01(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12\x0f\n\x07top_ids\x18\x05 \x03(\r\x12\x11\n\ttop_texts\x18\x06 \x03(\t\x12)\n\x0ctop_logprobs\x18\x07 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12+\n\x0etoken_logprobs\x18\x08 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x30\n\x13next_token_logprobs\x18\t \x01(\x0b\x32\x13.actserve.v1.Tensor\"\x92\x01\n\x0e\x41ttentionChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x0c\n\x04head\x18\x03 \x01(\r\x12\x0f\n\x07queries\x18\x04 \x03(\r\x12$\n\x07weights\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x0c\n\x04keys\x18\x06 \x03(\x05\"\x98\x04\n\x15\x41ttentionSummaryChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\r\n\x05layer\x18\x03 \x01(\r\x12\x0f\n\x07queries\x18\x04 \x01(\r\x12\x1e\n\x16previous_token_queries\x18\x05 \x01(\r\x12\x19\n\x11induction_queries\x18\x06 \x01(\r\x12\x16\n\x0eoffset_queries\x18\x07 \x03(\r\x12+\n\x0eprevious_token\x18\x08 \x01(\x0b\x32\x13.actserve.v1.Tensor\x12*\n\rcurrent_token\x18\t \x01(\x0b\x32\x13.actserve.v1.Tensor\x12(\n\x0b\x66irst_token\x18\n \x01(\x0b\x32\x13.actserve.v1.Tensor\x12&\n\tinduction\x18\x0b \x01(\x0b\x32\x13.actserve.v1.Tensor\x12$\n\x07\x65ntropy\x18\x0c \x01(\x0b\x32\x13.actserve.v1.Tensor\x12%\n\x08\x64istance\x18\r \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\'\n\nat_offsets\x18\x0e \x01(\x0b\x32\x13.actserve.v1.Tensor\x12\x10\n\x08top_keys\x18\x0f \x03(\x05\x12*\n\rtop_key_means\x18\x10 \x01(\x0b\x32\x13.actserve.v1.Tensor\"\x99\x01\n\x15LogitAttributionChunk\x12\x16\n\x0esequence_index\x18\x01 \x01(\r\x12\x15\n\rreadout_index\x18\x02 \x01(\r\x12\x12\n\nsite_index\x18\x03 \x01(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12*\n\rcontributions\x18\x05 \x01(\x0b\x32\x13.actserve.v1.Tensor*e\n\rSecondMoments\x12\x1e\n\x1aSECOND_MOMENTS_UNSPECIFIED\x10\x00\x12\x1b\n\x17SECOND_MOMENTS_DIAGONAL\x10\x01\x12\x17\n\x13SECOND_MOMENTS_FULL\x10\x02*a\n\tReduction\x12\x19\n\x15REDUCTION_UNSPECIFIED\x10\x00\x12\x12\n\x0eREDUCTION_LAST\x10\x01\x12\x12\n\x0eREDUCTION_MEAN\x10\x02\x12\x11\n\rREDUCTION_MAX\x10\x03\x42R\n\x0f\x64\x65v.actserve.v1P\x01Z=github.com/actserve/actserve/client/go/actserve/v1;actservev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +52,8 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_PROJECTION'].fields_by_name['send_top']._serialized_options = b'\342A\001\001'
   _globals['_PROJECTION'].fields_by_name['dictionary']._options = None
   _globals['_PROJECTION'].fields_by_name['dictionary']._serialized_options = b'\342A\001\001'
+  _globals['_PROJECTION'].fields_by_name['float32']._options = None
+  _globals['_PROJECTION'].fields_by_name['float32']._serialized_options = b'\342A\001\001'
   _globals['_JUMPRELUACTIVATION'].fields_by_name['thresholds']._options = None
   _globals['_JUMPRELUACTIVATION'].fields_by_name['thresholds']._serialized_options = b'\342A\001\002'
   _globals['_TOPKACTIVATION'].fields_by_name['k']._options = None
@@ -98,10 +100,10 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_KEEPREADOUT'].fields_by_name['positions']._serialized_options = b'\342A\001\001'
   _globals['_KEEPREADOUT'].fields_by_name['ttl']._options = None
   _globals['_KEEPREADOUT'].fields_by_name['ttl']._serialized_options = b'\342A\001\001'
-  _globals['_SECONDMOMENTS']._serialized_start=3967
-  _globals['_SECONDMOMENTS']._serialized_end=4068
-  _globals['_REDUCTION']._serialized_start=4070
-  _globals['_REDUCTION']._serialized_end=4167
+  _globals['_SECONDMOMENTS']._serialized_start=3990
+  _globals['_SECONDMOMENTS']._serialized_end=4091
+  _globals['_REDUCTION']._serialized_start=4093
+  _globals['_REDUCTION']._serialized_end=4190
   _globals['_READOUT']._serialized_start=213
   _globals['_READOUT']._serialized_end=574
   _globals['_ROWREADOUT']._serialized_start=577
@@ -109,39 +111,39 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ROWSTATISTICS']._serialized_start=895
   _globals['_ROWSTATISTICS']._serialized_end=968
   _globals['_PROJECTION']._serialized_start=971
-  _globals['_PROJECTION']._serialized_end=1310
-  _globals['_RELUACTIVATION']._serialized_start=1312
-  _globals['_RELUACTIVATION']._serialized_end=1328
-  _globals['_JUMPRELUACTIVATION']._serialized_start=1330
-  _globals['_JUMPRELUACTIVATION']._serialized_end=1403
-  _globals['_TOPKACTIVATION']._serialized_start=1405
-  _globals['_TOPKACTIVATION']._serialized_end=1438
-  _globals['_PREDICTIONREADOUT']._serialized_start=1441
-  _globals['_PREDICTIONREADOUT']._serialized_end=1628
-  _globals['_ATTENTIONREADOUT']._serialized_start=1631
-  _globals['_ATTENTIONREADOUT']._serialized_end=1796
-  _globals['_ATTENTIONSUMMARYREADOUT']._serialized_start=1799
-  _globals['_ATTENTIONSUMMARYREADOUT']._serialized_end=1947
-  _globals['_LOGITATTRIBUTIONREADOUT']._serialized_start=1950
-  _globals['_LOGITATTRIBUTIONREADOUT']._serialized_end=2120
-  _globals['_LOGITTARGET']._serialized_start=2122
-  _globals['_LOGITTARGET']._serialized_end=2231
-  _globals['_KEEPREADOUT']._serialized_start=2234
-  _globals['_KEEPREADOUT']._serialized_end=2389
-  _globals['_READOUTSTARTED']._serialized_start=2392
-  _globals['_READOUTSTARTED']._serialized_end=2543
-  _globals['_READOUTPOSITIONS']._serialized_start=2545
-  _globals['_READOUTPOSITIONS']._serialized_end=2607
-  _globals['_KEPTREADOUT']._serialized_start=2609
-  _globals['_KEPTREADOUT']._serialized_end=2683
-  _globals['_ACTIVATIONCHUNK']._serialized_start=2686
-  _globals['_ACTIVATIONCHUNK']._serialized_end=2841
-  _globals['_PREDICTIONCHUNK']._serialized_start=2844
-  _globals['_PREDICTIONCHUNK']._serialized_end=3121
-  _globals['_ATTENTIONCHUNK']._serialized_start=3124
-  _globals['_ATTENTIONCHUNK']._serialized_end=3270
-  _globals['_ATTENTIONSUMMARYCHUNK']._serialized_start=3273
-  _globals['_ATTENTIONSUMMARYCHUNK']._serialized_end=3809
-  _globals['_LOGITATTRIBUTIONCHUNK']._serialized_start=3812
-  _globals['_LOGITATTRIBUTIONCHUNK']._serialized_end=3965
+  _globals['_PROJECTION']._serialized_end=1333
+  _globals['_RELUACTIVATION']._serialized_start=1335
+  _globals['_RELUACTIVATION']._serialized_end=1351
+  _globals['_JUMPRELUACTIVATION']._serialized_start=1353
+  _globals['_JUMPRELUACTIVATION']._serialized_end=1426
+  _globals['_TOPKACTIVATION']._serialized_start=1428
+  _globals['_TOPKACTIVATION']._serialized_end=1461
+  _globals['_PREDICTIONREADOUT']._serialized_start=1464
+  _globals['_PREDICTIONREADOUT']._serialized_end=1651
+  _globals['_ATTENTIONREADOUT']._serialized_start=1654
+  _globals['_ATTENTIONREADOUT']._serialized_end=1819
+  _globals['_ATTENTIONSUMMARYREADOUT']._serialized_start=1822
+  _globals['_ATTENTIONSUMMARYREADOUT']._serialized_end=1970
+  _globals['_LOGITATTRIBUTIONREADOUT']._serialized_start=1973
+  _globals['_LOGITATTRIBUTIONREADOUT']._serialized_end=2143
+  _globals['_LOGITTARGET']._serialized_start=2145
+  _globals['_LOGITTARGET']._serialized_end=2254
+  _globals['_KEEPREADOUT']._serialized_start=2257
+  _globals['_KEEPREADOUT']._serialized_end=2412
+  _globals['_READOUTSTARTED']._serialized_start=2415
+  _globals['_READOUTSTARTED']._serialized_end=2566
+  _globals['_READOUTPOSITIONS']._serialized_start=2568
+  _globals['_READOUTPOSITIONS']._serialized_end=2630
+  _globals['_KEPTREADOUT']._serialized_start=2632
+  _globals['_KEPTREADOUT']._serialized_end=2706
+  _globals['_ACTIVATIONCHUNK']._serialized_start=2709
+  _globals['_ACTIVATIONCHUNK']._serialized_end=2864
+  _globals['_PREDICTIONCHUNK']._serialized_start=2867
+  _globals['_PREDICTIONCHUNK']._serialized_end=3144
+  _globals['_ATTENTIONCHUNK']._serialized_start=3147
+  _globals['_ATTENTIONCHUNK']._serialized_end=3293
+  _globals['_ATTENTIONSUMMARYCHUNK']._serialized_start=3296
+  _globals['_ATTENTIONSUMMARYCHUNK']._serialized_end=3832
+  _globals['_LOGITATTRIBUTIONCHUNK']._serialized_start=3835
+  _globals['_LOGITATTRIBUTIONCHUNK']._serialized_end=3988
 # @@protoc_insertion_point(module_scope)

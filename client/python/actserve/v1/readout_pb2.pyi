@@ -73,7 +73,7 @@ class RowStatistics(_message.Message):
     def __init__(self, second_moments: _Optional[_Union[SecondMoments, str]] = ...) -> None: ...
 
 class Projection(_message.Message):
-    __slots__ = ("directions", "bias", "relu", "jump_relu", "top_k", "send_top", "dictionary")
+    __slots__ = ("directions", "bias", "relu", "jump_relu", "top_k", "send_top", "dictionary", "float32")
     DIRECTIONS_FIELD_NUMBER: _ClassVar[int]
     BIAS_FIELD_NUMBER: _ClassVar[int]
     RELU_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,7 @@ class Projection(_message.Message):
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     SEND_TOP_FIELD_NUMBER: _ClassVar[int]
     DICTIONARY_FIELD_NUMBER: _ClassVar[int]
+    FLOAT32_FIELD_NUMBER: _ClassVar[int]
     directions: _source_pb2.MatrixSource
     bias: _source_pb2.VectorSource
     relu: ReluActivation
@@ -88,7 +89,8 @@ class Projection(_message.Message):
     top_k: TopKActivation
     send_top: int
     dictionary: str
-    def __init__(self, directions: _Optional[_Union[_source_pb2.MatrixSource, _Mapping]] = ..., bias: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ..., relu: _Optional[_Union[ReluActivation, _Mapping]] = ..., jump_relu: _Optional[_Union[JumpReluActivation, _Mapping]] = ..., top_k: _Optional[_Union[TopKActivation, _Mapping]] = ..., send_top: _Optional[int] = ..., dictionary: _Optional[str] = ...) -> None: ...
+    float32: bool
+    def __init__(self, directions: _Optional[_Union[_source_pb2.MatrixSource, _Mapping]] = ..., bias: _Optional[_Union[_source_pb2.VectorSource, _Mapping]] = ..., relu: _Optional[_Union[ReluActivation, _Mapping]] = ..., jump_relu: _Optional[_Union[JumpReluActivation, _Mapping]] = ..., top_k: _Optional[_Union[TopKActivation, _Mapping]] = ..., send_top: _Optional[int] = ..., dictionary: _Optional[str] = ..., float32: bool = ...) -> None: ...
 
 class ReluActivation(_message.Message):
     __slots__ = ()
