@@ -334,6 +334,10 @@ $(PROTOC_STAMP): | setup
 	@rm -f .tools/protoc-*.stamp
 	@touch $@
 
+.PHONY: peers
+peers: peers-tool ## Make again what the tests have of other projects, and compare it with what is checked in
+	@.tools/peers/bin/python scripts/peer_dictionaries.py --check
+
 .PHONY: peers-tool
 peers-tool: $(PEERS_STAMP) ## Install the projects that ours is compared with into .tools/peers (2 minutes, once)
 

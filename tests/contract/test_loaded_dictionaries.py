@@ -10,6 +10,7 @@ import pytest
 from actserve.v1 import dictionary_service_pb2 as pb
 from actserve_server.config import ConfigError, load
 from actserve_server.domain.principals import Role
+from actserve_server.domain.tensors import ElementType, rounded
 from actserve_server.engine.fake import FakeEngine
 from tests.contract.dictionaries import Sent, full, numbers, uploaded
 from tests.contract.harness import bearing, collect, failure, fetch, serving, site, write_tokens
@@ -215,6 +216,28 @@ async def test_what_is_larger_than_the_memory_for_dictionaries_is_refused(tmp_pa
         refused = await failure(served.generation.FetchActivations(request))
         assert refused.reason == "TOO_MANY_ROWS"
         assert "dictionary_memory_bytes" in refused.message
+
+
+async def test_an_encoder_is_rounded_to_the_models_type_unless_float32_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    library = exact()
+    library.arrays["W_enc"] = numbers(WIDTH, FEATURES, seed=2)
+    library.arrays["b_enc"] = numbers(FEATURES, seed=3)
+    options = option(library.write(tmp_path), " least_explained=-inf")
+    async with serving(FakeEngine(element_type=ElementType.BF16), **options) as served:
+        plain = await rows(served)
+        projection = {"dictionary": full("signs")}
+        found = await rows(served, projection=projection)
+        asked = await rows(served, projection={**projection, "float32": True})
+    wanted = library.encode(plain)
+    np.testing.assert_allclose(asked, wanted, rtol=1e-5, atol=1e-5)
+    # As docs/dictionaries.md says, with the input bias out of it.
+    bound = np.abs(plain - library.arrays["b_dec"]) @ np.abs(library.arrays["W_enc"]) * 2.0**-9
+    assert (np.abs(found - wanted) <= bound + 1e-5).all()
+    library.arrays["W_enc"] = rounded(library.arrays["W_enc"], ElementType.BF16)
+    np.testing.assert_allclose(found, library.encode(plain), rtol=1e-5, atol=1e-5)
+    assert not np.allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 async def test_dictionaries_take_turns_in_the_memory(tmp_path: Path) -> None:

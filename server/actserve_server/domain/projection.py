@@ -11,7 +11,7 @@ import numpy as np
 
 from actserve_server.domain.blocks import blocks
 from actserve_server.domain.ranking import largest
-from actserve_server.domain.tensors import ElementType, rounded
+from actserve_server.domain.tensors import ElementType, held_bytes, rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Projection:
         if isinstance(self.activation, JumpReLU):
             parts.append(self.activation.threshold)
         others = sum(each.nbytes for each in parts if each is not None)
-        return self.directions.size * self.element_type.itemsize + others
+        return held_bytes(self.directions.size, self.element_type) + others
 
     def top(self, rows: np.ndarray, top_k: int) -> SparseRows:
         """The `top_k` largest values of each of `rows`, float32 [n, width], after the activation.

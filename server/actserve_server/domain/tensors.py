@@ -73,6 +73,11 @@ def convert(bits: np.ndarray, source: ElementType, target: ElementType) -> np.nd
     return _round_to_bf16(values)
 
 
+def held_bytes(count: int, element_type: ElementType) -> int:
+    """Of so many elements, where all that is held begins at a whole float32."""
+    return -(-count * element_type.itemsize // 4) * 4
+
+
 def rounded(values: np.ndarray, element_type: ElementType) -> np.ndarray:
     """Float32 values as float32 again, each rounded to an element type, to nearest even."""
     return to_float32(convert(values, ElementType.F32, element_type), element_type)

@@ -48,7 +48,7 @@ from actserve_server.domain.projection import (
 )
 from actserve_server.domain.runs import Capture, Intervention, conditions_of
 from actserve_server.domain.sites import Site
-from actserve_server.domain.tensors import ElementType, convert
+from actserve_server.domain.tensors import ElementType, convert, held_bytes
 
 _HASHED_BYTES = 1 << 20
 """Of vectors that are views, so many are copied at once to be hashed."""
@@ -98,7 +98,8 @@ class Vectors:
 
     @property
     def nbytes(self) -> int:
-        return self.count * self.row_bytes
+        """That a worker holds."""
+        return held_bytes(self.count * self.width, self.element_type)
 
     @property
     def row_bytes(self) -> int:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from actserve_server.domain.operations import Project, Zero
+from actserve_server.domain.tensors import ElementType, rounded
 from actserve_server.engine.forms import Vectors
 from actserve_server.engine.vllm import bank as bank_module
 from actserve_server.engine.vllm.bank import (
+    TORCH_TYPES,
     BankFullError,
     HeldVectors,
     MissingVectorsError,
@@ -102,6 +104,30 @@ def test_equal_vectors_are_held_once_until_the_last_run_that_has_them_ends() -> 
     assert np.array_equal(_read(bank, blocks[0]), _rows(_vectors(1, count=4)))
     bank.release(blocks[0])
     assert bank.used_bytes == 0
+
+
+@pytest.mark.parametrize("kind", [ElementType.F16, ElementType.BF16])
+def test_vectors_of_16_bits_take_half_the_room_and_keep_their_numbers(kind: ElementType) -> None:
+    """Of odd widths too, and where they are moved."""
+    bank = VectorBank(CPU, 1 << 12)
+    before = bank.hold(_vectors(1, count=9))
+    numbers = _rows(_vectors(2, count=5, width=7))
+    vectors = Vectors.of(numbers, element_type=kind)
+    assert vectors.digest != Vectors.of(numbers).digest
+    held = bank.hold(vectors)
+    # In whole float32.
+    assert bank.used_bytes - 9 * SIZE == vectors.nbytes == 2 * numbers.size + 2
+    bank.release(before)
+    bank._close_gaps()
+    assert held.start == 0
+    other = Vectors.of(_rows(_vectors(3, count=4, width=7)), element_type=kind)
+    for first in (0, 2):
+        data = other.encoded(first, first + 2)
+        bank.upload(1, other.digest, 4, 7, first, data, False, kind.value)
+    for block, of in ((held, vectors), (bank.hold(_named(other)), other)):
+        found = bank.rows(block)
+        assert found.dtype is TORCH_TYPES[kind]
+        assert np.array_equal(found.float().numpy(), rounded(_rows(of), kind))
 
 
 def test_the_same_numbers_of_another_width_are_other_vectors() -> None:

@@ -25,8 +25,8 @@ from tests.unit.vllm.batches import CPU
 
 ROWS, WIDTH, DIRECTIONS = 19, 48, 600
 RNG = np.random.default_rng(7)
-# Whole numbers, whose sums are exact in float32 in any order. Those of 16 bits have fewer digits, so
-# that many are equal which are not, and the faster product puts others first.
+# Whole numbers, whose sums are exact in float32 in any order. Those of 16 bits have fewer digits,
+# so that many are equal which are not, and the faster product puts others first.
 WHOLE = RNG.integers(-30, 31, (ROWS, WIDTH)).astype(np.float32)
 PLAIN = Projection(
     RNG.integers(-30, 31, (DIRECTIONS, WIDTH)).astype(np.float32), element_type=ElementType.BF16

@@ -16,6 +16,7 @@ from actserve_server.domain.operations import (
 from actserve_server.domain.probes import Aggregator, Probe
 from actserve_server.domain.projection import JumpReLU, Projected, Projection
 from actserve_server.domain.runs import Capture, Intervention, Run, Unembed
+from actserve_server.domain.tensors import ElementType
 from actserve_server.engine.forms import OutputsForm, ProjectionForm, condition_form, form_of
 from actserve_server.engine.vllm import wire
 from actserve_server.engine.vllm.layout import SiteKey
@@ -44,6 +45,9 @@ PROJECTED = Projected(
 )
 
 
+NARROW = replace(PROJECTED, projection=replace(PROJECTED.projection, element_type=ElementType.BF16))
+
+
 def _sent(taps: wire.RunTaps) -> wire.RunTaps:
     return wire.decode(msgspec.msgpack.decode(msgspec.msgpack.encode(wire.encode(taps))))
 
@@ -54,7 +58,11 @@ def _sent(taps: wire.RunTaps) -> wire.RunTaps:
         (read("embedding", "mlp_out.2", where=at((1, 4))),),
         (read("logits"), read("q.0", where=WHERE), read("logits")),
         (read("resid_post.1", derived=Unembed(top_k=5, token_ids=(7, 2), next_token=True)),),
-        (read("v.0", derived=PROJECTED), read("v.0", derived=replace(PROJECTED, top_k=None))),
+        (
+            read("v.0", derived=PROJECTED),
+            read("v.0", derived=replace(PROJECTED, top_k=None)),
+            read("v.0", derived=NARROW),
+        ),
         (reading([network({site("v.0"): 4, site("z.1"): 2}, **kind) for kind in KINDS.values()]),),
         (
             read("q.0", "q.3", derived=QueryMeasures(4, (2, 7))),

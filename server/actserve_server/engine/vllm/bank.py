@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from actserve_server.domain.tensors import ElementType
+from actserve_server.domain.tensors import ElementType, held_bytes
 from actserve_server.engine.forms import Vectors
 
 TORCH_TYPES = {
@@ -68,7 +68,7 @@ class HeldVectors:
     @property
     def size(self) -> int:
         """In numbers of the buffer."""
-        return -(-len(self.offsets) * self.width * self.element_type.itemsize // 4)
+        return held_bytes(len(self.offsets) * self.width, self.element_type) // 4
 
 
 OPENED_BYTES = 16 << 20
