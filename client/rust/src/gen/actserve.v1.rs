@@ -1527,7 +1527,7 @@ pub struct RowStatistics {
     pub second_moments: i32,
 }
 /// y = activation(D x + b) for each row x: the heart of probes and of the encoders of
-/// sparse autoencoders. Computed in float32.
+/// sparse autoencoders. Computed in float32; `float32` says what that means of a dictionary.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Projection {
     /// D, a direction in each row, as wide as the rows of every site read. Either this or
@@ -1550,6 +1550,13 @@ pub struct Projection {
     /// models/{model}/dictionaries/{dictionary}.
     #[prost(string, tag = "7")]
     pub dictionary: ::prost::alloc::string::String,
+    /// Whether the encoder of a dictionary stays as it is. Else its numbers may be rounded to
+    /// the model's element type, where the server computes faster in it: all sums are float32
+    /// either way, as are biases, thresholds and the features, and each is off by 2^-9 of the
+    /// sum of |E_i (x_i - b_in)| at most. Interventions never round. No use without
+    /// `dictionary`: directions that are sent are never rounded.
+    #[prost(bool, tag = "8")]
+    pub float32: bool,
     /// Identity when none is set.
     #[prost(oneof = "projection::Activation", tags = "3, 4, 5")]
     pub activation: ::core::option::Option<projection::Activation>,
