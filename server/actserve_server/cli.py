@@ -1,5 +1,5 @@
-"""The command line: `actserve-server serve [flags]`, `doctor [flags]`, `prepare-model MODEL` and
-`token`."""
+"""The command line: `actserve-server serve [flags]`, `doctor [flags]`, `prepare-model MODEL`,
+`convert-dictionary RELEASE SAE FOLDER` and `token`."""
 
 import argparse
 import asyncio
@@ -37,6 +37,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("model", help="its name, such as smollm2-135m")
     prepare.add_argument("--cache-dir", type=Path, help="where prepared models are kept")
+    convert = commands.add_parser(
+        "convert-dictionary",
+        help="have SAELens load a dictionary that the server does not read, and save it as one "
+        "that it reads; takes the extra saelens",
+    )
+    convert.add_argument("release", help="SAELens' name of a release, or a repository of the hub")
+    convert.add_argument("sae", help="which dictionary of it, by SAELens' id")
+    convert.add_argument("folder", type=Path, help="a new folder for it")
     token = commands.add_parser(
         "token",
         help="make a token: it is printed to stderr, and its line of the token file to stdout",
@@ -63,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(flags)}")
     if arguments.command == "token":
         return _token(arguments.tenant, Role(arguments.role), arguments.days)
+    if arguments.command == "convert-dictionary":
+        return _convert(arguments.release, arguments.sae, arguments.folder)
     return _prepare(arguments.model, arguments.cache_dir)
 
 
@@ -123,6 +133,16 @@ def _prepare(model: str, cache_dir: Path | None) -> int:
     from actserve_server.models.resolve import resolve
 
     print(resolve(model, cache_dir or default_cache_dir()).path_or_hub_id)
+    return 0
+
+
+def _convert(release: str, sae: str, folder: Path) -> int:
+    from actserve_server.dictionaries.saelens_conversion import ConversionError, convert
+
+    try:
+        print(f"{convert(release, sae, folder)}; load it with --dictionary NAME={folder}")
+    except ConversionError as error:
+        return _failed(error, 2)
     return 0
 
 
