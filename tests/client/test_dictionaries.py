@@ -405,3 +405,9 @@ def test_a_projection_has_directions_or_a_dictionary(given: Any) -> None:
 def test_a_name_without_its_model_is_not_sent() -> None:
     with pytest.raises(InvalidRequest, match=r"models/\{model\}/dictionaries/tiny"):
         Projection(dictionary="tiny").to_proto()
+
+
+def test_features_in_float32_are_asked_for() -> None:
+    name = "models/m/dictionaries/tiny"
+    assert Projection(dictionary=name, float32=True).to_proto().float32
+    assert not Projection(dictionary=name).to_proto().float32
