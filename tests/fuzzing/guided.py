@@ -1,6 +1,6 @@
 """Fuzzes decoders, led by what of the code their inputs reach (atheris, on libFuzzer).
 
-    python -m tests.fuzzing.guided              # each in turn, in a process of its own
+    python -m tests.fuzzing.guided              # each in turn, but for `LEFT_OUT`
     python -m tests.fuzzing.guided NAME [-max_total_time=600 and others of libFuzzer's options]
 
 Each begins with its `corpus/NAME`, and tries `FUZZ_CASES` inputs. What reaches more is kept in
@@ -21,6 +21,9 @@ CORPUS = Path(__file__).parent / "corpus"
 CASES = int(os.environ.get("FUZZ_CASES", "50000"))
 WITHIN_S = 300
 """Of one decoder: some read a file for each input, and take longer than others."""
+LEFT_OUT = {"rows_parquet"}
+"""By default. pyarrow 26 ends the process, and raises nothing, where the size statistics of a column
+of lists are damaged (`RowGroupMetaData.column`); docs/limits.md says so."""
 FOUND = Path("build/fuzz")
 BOUNDS = ("-timeout=20", "-rss_limit_mb=4096", "-malloc_limit_mb=1024")
 """Of one input: seconds until it hangs, and mebibytes."""
@@ -58,7 +61,7 @@ def fuzz(name: str, options: list[str]) -> None:
 def fuzz_all() -> int:
     """How many fail."""
     failed = 0
-    for name in sorted(each.name for each in CORPUS.iterdir()):
+    for name in sorted({each.name for each in CORPUS.iterdir()} - LEFT_OUT):
         options = [f"-runs={CASES}", f"-max_total_time={WITHIN_S}"]
         command = [sys.executable, "-m", "tests.fuzzing.guided", name, *options]
         began = time.monotonic()
