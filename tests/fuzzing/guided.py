@@ -22,8 +22,8 @@ CASES = int(os.environ.get("FUZZ_CASES", "50000"))
 WITHIN_S = 300
 """Of one decoder: some read a file for each input, and take longer than others."""
 LEFT_OUT = {"rows_parquet"}
-"""By default. pyarrow 26 ends the process, and raises nothing, where the size statistics of a column
-of lists are damaged (`RowGroupMetaData.column`); docs/limits.md says so."""
+"""By default. pyarrow 26 ends the process, and raises nothing, where the size statistics of a
+column of lists are damaged (`RowGroupMetaData.column`); docs/limits.md says so."""
 FOUND = Path("build/fuzz")
 BOUNDS = ("-timeout=20", "-rss_limit_mb=4096", "-malloc_limit_mb=1024")
 """Of one input: seconds until it hangs, and mebibytes."""
