@@ -96,6 +96,11 @@ class VectorBank:
         """How often blocks have moved, and with them what was planned by where they lay."""
 
     @property
+    def numbers(self) -> torch.Tensor:
+        """All that it holds, float32 [n], where it always lies."""
+        return self._numbers
+
+    @property
     def used_bytes(self) -> int:
         """Of what somebody holds."""
         return 4 * (self._used - sum(block.size for block in self._idle.values()))

@@ -13,7 +13,7 @@ nothing, taps are left out as the model runs.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
@@ -29,7 +29,7 @@ from actserve_server.engine.vllm.layout import Layout
 
 log = logging.getLogger(__name__)
 
-FULL, STREAM, PLAIN = "full", "stream", "plain"
+FULL, STREAM, PLAIN, REPLAYED = "full", "stream", "plain", "replayed"
 
 STREAM_POINTS = frozenset(
     {HookPoint.EMBEDDING, HookPoint.RESID_PRE, HookPoint.RESID_POST, HookPoint.FINAL_NORM}
@@ -55,23 +55,35 @@ class Graphs:
     serve once they are compiled."""
 
     def __init__(
-        self, model: nn.Module, layers: str, layout: Layout, config: Any, *, lean: bool = True
+        self,
+        model: nn.Module,
+        layers: str,
+        layout: Layout,
+        config: Any,
+        *,
+        lean: bool = True,
+        unreplayed: frozenset[int] | None = None,
     ) -> None:
         """`layers` is the path of the model's decoder layers, `config` vLLM's own. Without `lean`
-        there is none but the full one."""
+        there is none but the full one. Where `unreplayed` is given there is one more, for CUDA
+        graphs that are replayed with their taps, all but those at these places; it is never chosen
+        by `reaching`."""
         self._layout = layout
         self._config = config
         self._decoder, why = _decoder(model, layers)
         self._full = Graph(FULL, frozenset(), self._decoder and self._decoder.module)
         self._serving = [self._full]
         """The fewest taps come first."""
+        self._replayed: Graph | None = None
         self._waiting = self._lean_ones() if lean and not why else []
         """Those that are not compiled yet, with the places that they leave out."""
+        if unreplayed is not None and not why:
+            self._waiting.insert(0, (REPLAYED, unreplayed))
         if why:
             log.warning("every step has all taps", extra={"reason": why})
         if self._decoder is None:
             while self._waiting:
-                self._serving.insert(0, Graph(*self._waiting.pop(), None))
+                self._serve(Graph(*self._waiting.pop(), None))
 
     def _lean_ones(self) -> list[tuple[str, frozenset[int]]]:
         every = frozenset(range(self._layout.place_count))
@@ -84,6 +96,16 @@ class Graphs:
         if stream and stream < every:
             lean.append((STREAM, every - stream))
         return lean
+
+    def _serve(self, graph: Graph) -> None:
+        if graph.name == REPLAYED:
+            self._replayed = graph
+        else:
+            self._serving.insert(0, graph)
+
+    @property
+    def _every(self) -> list[Graph]:
+        return [*self._serving, *([self._replayed] if self._replayed else [])]
 
     @property
     def lean(self) -> Mapping[str, list[str]]:
@@ -101,7 +123,7 @@ class Graphs:
     @property
     def steps(self) -> Mapping[str, int]:
         """How many steps each graph has served."""
-        return {graph.name: graph.steps for graph in self._serving}
+        return {graph.name: graph.steps for graph in self._every}
 
     def compile(self, run: Callable[[], object]) -> Iterator[tuple[str, Exception | None]]:
         """Compiles the lean graphs one after the other, by running the model, and says of each what
@@ -113,14 +135,16 @@ class Graphs:
                 graph = Graph(name, left_out, twin)
                 with self._in_use(graph):
                     run()
-                self._serving.insert(0, graph)
+                self._serve(graph)
                 yield name, None
             except Exception as error:
                 yield name, error
 
     def drop(self, name: str) -> None:
-        """Has the steps of a lean graph served by others."""
+        """Has the steps of a lean graph, or of the replayed one, served by others."""
         self._serving = [each for each in self._serving if each.name != name or not each.left_out]
+        if name == REPLAYED:
+            self._replayed = None
 
     @contextmanager
     def reaching(self, places: Set[int]) -> Iterator[None]:
@@ -133,8 +157,16 @@ class Graphs:
     @contextmanager
     def computing(self, name: str) -> Iterator[None]:
         """Inside, the model is computed by this graph, which serves."""
-        (graph,) = (each for each in self._serving if each.name == name)
+        (graph,) = (each for each in self._every if each.name == name)
         with self._in_use(graph):
+            yield
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Inside, a forward pass is computed by the replayed graph."""
+        assert self._replayed is not None  # Who asks has seen it among the `steps`.
+        self._replayed.steps += 1
+        with self._in_use(self._replayed):
             yield
 
     @contextmanager
@@ -143,11 +175,15 @@ class Graphs:
         if decoder and graph.module:
             decoder.parent._modules[decoder.name] = graph.module
         try:
-            with taps.leaving_out(graph.left_out):
+            with taps.leaving_out(graph.left_out), _kind_of_taps(graph):
                 yield
         finally:
             if decoder:
                 decoder.parent._modules[decoder.name] = decoder.module
+
+
+def _kind_of_taps(graph: Graph) -> AbstractContextManager[None]:
+    return taps.replayed() if graph.name == REPLAYED else nullcontext()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

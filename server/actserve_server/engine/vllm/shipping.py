@@ -52,14 +52,21 @@ class Shipper:
         """What is sent in the step itself is in the ring before the step's tokens reach the server,
         which looks for it then."""
 
-    def ship(self, blocks: Sequence[ShippedRows], receipts: Receipts | None) -> None:
+    def ship(
+        self,
+        blocks: Sequence[ShippedRows],
+        receipts: Receipts | None,
+        proven: torch.Tensor | None = None,
+    ) -> None:
+        """Where `proven`, bool [], turns out false, the runs fail instead."""
         if self._thread is None:
-            self._write(blocks, receipts)
+            self._write(blocks, receipts, proven)
             return
         blocks = [_on_host(block) for block in blocks]
         if receipts:
             receipts = replace(receipts, changes=_to_host(receipts.changes))
-        self._thread.once_copied(lambda: self._write(blocks, receipts))
+        on_host = None if proven is None else _to_host(proven)
+        self._thread.once_copied(lambda: self._write(blocks, receipts, on_host))
 
     def fail(self, keys: Sequence[int], why: str) -> None:
         """Says that these runs could not be served, after whatever was sent of them before."""
@@ -69,7 +76,17 @@ class Shipper:
         else:
             self._thread.once_copied(lambda: write_failure(self._ring, record))
 
-    def _write(self, blocks: Sequence[ShippedRows], receipts: Receipts | None) -> None:
+    def _write(
+        self,
+        blocks: Sequence[ShippedRows],
+        receipts: Receipts | None,
+        proven: torch.Tensor | None,
+    ) -> None:
+        if proven is not None and not proven:
+            keys = np.concatenate([each.keys for each in (*blocks, receipts) if each])
+            why = "a CUDA graph was replayed without its taps"
+            write_failure(self._ring, FailureRecord(np.unique(keys), why))
+            return
         for block in blocks:
             write_rows(
                 self._ring,

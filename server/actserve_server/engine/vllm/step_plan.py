@@ -86,6 +86,8 @@ class RoutedStep:
     receipts: Receipts | None
     keys: frozenset[int]
     """Of the runs that have work in it."""
+    captures: Mapping[SiteKey, Sequence[CaptureWork]]
+    """By the site that is read, as a pass reaches them."""
 
     @property
     def may_repeat(self) -> bool:
@@ -211,7 +213,8 @@ def route(batch: Iterable[BatchRows], bank: VectorBank, model: Model) -> RoutedS
     keys = {*scoring, *patterns.keys, *(key for block in blocks for key in block.keys.tolist())}
     if receipts is not None:
         keys.update(receipts.keys.tolist())
-    return RoutedStep(plan, blocks, receipts, frozenset(keys))
+    in_order = {key: captures[key] for key, _ in model.layout.in_order(captures)}
+    return RoutedStep(plan, blocks, receipts, frozenset(keys), in_order)
 
 
 class _CaptureKind(NamedTuple):

@@ -451,6 +451,30 @@ _library.impl("tap", _tap_meta, "Meta")
 
 _op = torch.ops.actserve.tap.default
 
+Launch = Callable[[torch.Tensor, torch.Tensor | None, int], None]
+
+_launch: Launch | None = None
+
+
+def launch_in_graphs(launch: Launch | None) -> None:
+    """What taps do that a CUDA graph replays: they are called when it is captured, and not again."""
+    global _launch
+    _launch = launch
+
+
+def _replayed_tap(hidden: torch.Tensor, residual: torch.Tensor | None, place: int) -> None:
+    if _launch is not None:
+        _launch(hidden, residual, place)
+
+
+# An op of its own, at which no graph is split.
+_library.define("replayed_tap(Tensor(a!) hidden, Tensor(b!)? residual, int place) -> ()")
+_library.impl("replayed_tap", _replayed_tap, "CPU")
+_library.impl("replayed_tap", _replayed_tap, "CUDA")
+_library.impl("replayed_tap", _tap_meta, "Meta")
+
+_replayed_op = torch.ops.actserve.replayed_tap.default
+
 _left_out: frozenset[int] = frozenset()
 """Read while a graph is traced, or at every call where nothing is compiled."""
 
@@ -466,6 +490,21 @@ def leaving_out(places: frozenset[int]) -> Iterator[None]:
         _left_out = before
 
 
+_are_replayed = False
+"""Read as `_left_out` is."""
+
+
+@contextmanager
+def replayed() -> Iterator[None]:
+    """Inside, taps are those that a CUDA graph replays."""
+    global _are_replayed
+    before, _are_replayed = _are_replayed, True
+    try:
+        yield
+    finally:
+        _are_replayed = before
+
+
 def is_left_out(place: int) -> bool:
     """Whether `tap` does nothing there, whatever the step's plan."""
     return place in _left_out
@@ -474,4 +513,4 @@ def is_left_out(place: int) -> bool:
 def tap(hidden: torch.Tensor, residual: torch.Tensor | None, place: int) -> None:
     """Carries out what the step's plan has at a place."""
     if place not in _left_out:
-        _op(hidden, residual, place)
+        (_replayed_op if _are_replayed else _op)(hidden, residual, place)

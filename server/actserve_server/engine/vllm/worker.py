@@ -42,7 +42,11 @@ from actserve_server.engine.vllm.worker_weights import Weights
 
 log = logging.getLogger(__name__)
 
-_NOWHERE: Set[int] = frozenset()
+NOWHERE: Set[int] = frozenset()
+
+GPU_TAPS_PIECES, GPU_TAPS_TRITON = "pieces", "triton"
+"""What steps with taps go through on a GPU: CUDA graphs of the pieces between taps, or where it can
+serve them a full one that has taps as kernels."""
 
 _GRAPH_CODE = (attach, found_family, graphs, layout, taps)
 """The modules that, with a family's paths, decide where taps are in the compiled graph."""
@@ -62,6 +66,7 @@ class WorkerConfig:
     """What the rows of a step take at most, beside what vLLM takes."""
     lean_graphs: bool = True
     """Whether graphs with fewer taps are compiled beside the full one."""
+    gpu_taps: str = GPU_TAPS_PIECES
     server: int | None = None
     """The process that this worker is to end with."""
 
@@ -98,6 +103,7 @@ class TapWorker:
         self._dimensions = Dimensions.of(model, family, config, ranks)
         self._attention = describe_attention(model, family)
         self._found = family.found
+        self._ranks = ranks
         shards = _shards(tapped, self._dimensions, self.rank, ranks) if ranks > 1 else {}
         points = self._dimensions.hook_points(tapped.hook_points)
         widths = {key: points[key.site.hook_point].width for key in tapped.sites}
@@ -119,7 +125,6 @@ class TapWorker:
         self._bank = VectorBank(self.device, ours.vector_budget_bytes)
         self._planner = Planner(self._bank, self._model)
         self._runs: dict[str, TappedRun] = {}
-        self._ranks = ranks
         # Rows are the same on every tensor-parallel rank once gathered; one sends them.
         self._shipper = (
             Shipper(RingWriter(Path(ours.ring_folder)), self.device) if self.rank == 0 else None
@@ -128,7 +133,14 @@ class TapWorker:
         # it reads tokens and, scheduling asynchronously, wait at every step until it has them.
         processors = self.model_runner.input_batch.logitsprocs
         processors.non_argmax_invariant.append(Replaying(self.device))
-        self._graphs = Graphs(model, family.layers, tapped, self.vllm_config, lean=ours.lean_graphs)
+        self._graphs = Graphs(
+            model,
+            family.layers,
+            tapped,
+            self.vllm_config,
+            lean=ours.lean_graphs,
+            unreplayed=self._unreplayed(tapped),
+        )
         self._vllm_forward = self.model_runner._model_forward
         self.model_runner._model_forward = self._forward
         self._vllm_profile_run = self.model_runner.profile_run
@@ -213,6 +225,11 @@ class TapWorker:
             self._planner.forget()
             run.end(self._bank)
 
+    def _unreplayed(self, layout: Layout) -> frozenset[int] | None:
+        """The places without a tap in CUDA graphs that are replayed with their taps; None where
+        there are none."""
+        return None
+
     def _profile_run(self, *args: Any, **kwargs: Any) -> None:
         """The first pass of the model, with which vLLM compiles it and finds what memory it takes:
         of the full graph, then of each lean one."""
@@ -228,7 +245,7 @@ class TapWorker:
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         step = self._planned() if self._runs else None
         if step is None:
-            with self._graphs.reaching(_NOWHERE):
+            with self._graphs.reaching(NOWHERE):
                 return self._vllm_forward(*args, **kwargs)
         with taps.step(step.plan), self._graphs.reaching(step.plan.places):
             output = self._vllm_forward(*args, **kwargs)
@@ -280,13 +297,14 @@ class TapWorker:
             self._shipper.fail([*keys], type(error).__name__ if error else "on another rank")
         return True
 
-    def _ship(self, step: RoutedStep) -> None:
-        """An error fails these runs too, as the server is told. They go on here until it aborts
-        them: other ranks do not know of it, and have no part in what is sent."""
+    def _ship(self, step: RoutedStep, proven: torch.Tensor | None = None) -> None:
+        """`proven` tells, once the pass is over, whether it has made what is to be sent. An error
+        fails these runs too, as the server is told. They go on here until it aborts them: other
+        ranks do not know of it, and have no part in what is sent."""
         try:
             blocks = self._shipped(step.blocks)
             if self._shipper:
-                self._shipper.ship(blocks, step.receipts)
+                self._shipper.ship(blocks, step.receipts, proven)
         except Exception as error:
             log.exception("rows were not sent", extra={"runs": len(step.keys)})
             if self._shipper:
