@@ -24,7 +24,7 @@ from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.graphs import PLAIN, REPLAYED
 from actserve_server.engine.vllm.layout import Layout
 from actserve_server.engine.vllm.replayed_step import ReplayedStep
-from actserve_server.engine.vllm.resident_runs import ResidentRuns
+from actserve_server.engine.vllm.resident_runs import ResidentRuns, places_of
 from actserve_server.engine.vllm.step_modes import StepChoice, StepMode, choose
 from actserve_server.engine.vllm.step_plan import RoutedStep
 from actserve_server.engine.vllm.tap_tables import WIDEST, TapSizes, TapTables
@@ -65,7 +65,7 @@ class CudaGraphs(TapWorker):
         )
         tables = TapTables.empty(sizes, config.model_config.dtype, self.device)
         self._residents = ResidentRuns(tables, model, self._bank)
-        places = [Place(first, streams) for first, streams in _places(model.layout)]
+        places = [Place(*place) for place in places_of(model.layout)]
         bank = self._bank.numbers
 
         def launch(hidden: torch.Tensor, residual: torch.Tensor | None, place: int) -> None:
@@ -175,12 +175,3 @@ class CudaGraphs(TapWorker):
 def _is_full() -> bool:
     """Whether vLLM has found a full CUDA graph for this pass."""
     return get_forward_context().cudagraph_runtime_mode == CUDAGraphMode.FULL
-
-
-def _places(layout: Layout) -> Iterator[tuple[int, tuple[bool, ...]]]:
-    """Of each place, the number of its first site, and which of its sites are of the stream."""
-    first = 0
-    for place in range(layout.place_count):
-        sites = [site for _, site in layout.in_order(layout.sites) if site.place == place]
-        yield first, tuple(site.stream for site in sites)
-        first += len(sites)

@@ -10,7 +10,7 @@ through the tables or none.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 
 from actserve_server.engine.forms import Kernel
 from actserve_server.engine.vllm.bank import VectorBank
-from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, SiteKey
+from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.step_batch import Batch, Model, to_device
 from actserve_server.engine.vllm.tap_tables import NOBODY, SCALARS, WIDEST, TapSizes, TapTables
 from actserve_server.engine.vllm.tapped_run import TappedRun
@@ -188,6 +188,16 @@ class ResidentRuns:
     def _put(self, table: torch.Tensor, values: np.ndarray) -> None:
         # In the stream of the steps, so after the last one has read it.
         table.copy_(to_device(values, table.device), non_blocking=True)
+
+
+def places_of(layout: Layout) -> Iterator[tuple[int, tuple[bool, ...]]]:
+    """Of each place, the number of its first site in the tables, and which of its sites are of the
+    stream."""
+    first = 0
+    for place in range(layout.place_count):
+        sites = [site for _, site in layout.in_order(layout.sites) if site.place == place]
+        yield first, tuple(site.stream for site in sites)
+        first += len(sites)
 
 
 def source_of(site: SiteKey) -> SiteKey:

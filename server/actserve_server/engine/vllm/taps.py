@@ -457,7 +457,7 @@ _launch: Launch | None = None
 
 
 def launch_in_graphs(launch: Launch | None) -> None:
-    """What taps do that a CUDA graph replays: they are called when it is captured, and not again."""
+    """What taps do that a CUDA graph replays: they run when it is captured, and not again."""
     global _launch
     _launch = launch
 
