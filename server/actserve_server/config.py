@@ -285,6 +285,12 @@ class Settings(BaseSettings):
         description="compile the model two times more, without taps and with few, for steps that "
         "need no others; without it the server starts sooner and every step has all taps",
     )
+    gpu_taps: Literal["pieces", "triton"] = Field(
+        "pieces",
+        description="what steps that read or change rows go through on a GPU: CUDA graphs of the "
+        "pieces between taps, or triton, full ones with taps in them where these can serve; that "
+        "has not been run on a GPU yet",
+    )
 
     max_calls: PositiveInt = Field(1024, description="calls in progress; more are refused")
     max_running: PositiveInt = Field(256, description="sequences run at once")

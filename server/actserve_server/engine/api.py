@@ -11,6 +11,9 @@ from actserve_server.domain.runs import Run, RunEvent
 from actserve_server.domain.sites import HookPoint
 from actserve_server.domain.weights import HeadMatrix, LogitDirections, LogitTarget, TokenMatrix
 
+REPLAYED_GRAPH = "replayed"
+"""What an engine calls the graph that computes steps which generate and are replayed as a whole."""
+
 
 class Engine(Protocol):
     """Three primitives: capture, intervene, generate; always on behalf of one run. And what the
@@ -64,7 +67,8 @@ class Engine(Protocol):
     @property
     def graphs(self) -> Mapping[str, frozenset[HookPoint]]:
         """The graphs that reach fewer hook points than `info` serves, by name, with those that they
-        reach: what the model is computed by in steps that use no others."""
+        reach: what the model is computed by in steps that use no others. And REPLAYED_GRAPH, if it
+        has one."""
         ...
 
     async def drop_graph(self, name: str) -> None:

@@ -17,10 +17,11 @@ from actserve_server.domain.model import ModelInfo
 from actserve_server.domain.positions import NO_END, Selection, Spans
 from actserve_server.domain.runs import GREEDY_ONE_TOKEN, Capture, Run, Tokens
 from actserve_server.domain.sites import HookPoint, Site
-from actserve_server.engine.api import Engine
+from actserve_server.engine.api import REPLAYED_GRAPH, Engine
 from actserve_server.engine.selftest import find_failures, make_prompts
 from actserve_server.engine.selftest_checks import LOGPROB_TOLERANCE, LOGPROBS, logprob_difference
 from actserve_server.engine.selftest_probes import Prompt, served_sites
+from actserve_server.engine.selftest_replayed import replayed_fault
 
 _ids = itertools.count()
 
@@ -30,7 +31,9 @@ async def prove_graphs(engine: Engine, info: ModelInfo) -> Mapping[str, str]:
     fails as a whole."""
     failures: dict[str, str] = {}
     for name, points in dict(engine.graphs).items():
-        if reason := await _failure(engine, info, points):
+        of_replays = name == REPLAYED_GRAPH
+        failure = replayed_fault(engine, info) if of_replays else _failure(engine, info, points)
+        if reason := await failure:
             await engine.drop_graph(name)
             failures[name] = reason
     return failures

@@ -20,10 +20,11 @@ from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.cuda_graphs import CudaGraphs
 from actserve_server.engine.vllm.families import FAMILIES
 from actserve_server.engine.vllm.graphs import FULL, PLAIN, REPLAYED, STREAM
+from actserve_server.engine.vllm.options import GPU_TAPS_PIECES, GPU_TAPS_TRITON
 from actserve_server.engine.vllm.records import FailureRecord, ReceiptsRecord, RowsRecord, read
 from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.step_modes import StepChoice, StepMode
-from actserve_server.engine.vllm.worker import GPU_TAPS_PIECES, GPU_TAPS_TRITON, WorkerConfig
+from actserve_server.engine.vllm.worker import WorkerConfig
 from tests.unit.vllm import steps
 from tests.unit.vllm.standins import Runner, VllmWorker, Worker
 from tests.unit.vllm.steps import at, change, make_run

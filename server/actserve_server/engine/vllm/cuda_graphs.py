@@ -23,12 +23,13 @@ from vllm.forward_context import get_forward_context
 from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.graphs import PLAIN, REPLAYED
 from actserve_server.engine.vllm.layout import Layout
+from actserve_server.engine.vllm.options import GPU_TAPS_TRITON
 from actserve_server.engine.vllm.replayed_step import ReplayedStep
 from actserve_server.engine.vllm.resident_runs import ResidentRuns, places_of
 from actserve_server.engine.vllm.step_modes import StepChoice, StepMode, choose
 from actserve_server.engine.vllm.step_plan import RoutedStep
 from actserve_server.engine.vllm.tap_tables import WIDEST, TapSizes, TapTables
-from actserve_server.engine.vllm.worker import GPU_TAPS_TRITON, NOWHERE, TapWorker
+from actserve_server.engine.vllm.worker import NOWHERE, TapWorker
 
 log = logging.getLogger(__name__)
 

@@ -24,12 +24,13 @@ from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper
 from vllm.config import set_current_vllm_config
 
 from actserve_server.domain.sites import HookPoint
+from actserve_server.engine.api import REPLAYED_GRAPH
 from actserve_server.engine.vllm import taps
 from actserve_server.engine.vllm.layout import Layout
 
 log = logging.getLogger(__name__)
 
-FULL, STREAM, PLAIN, REPLAYED = "full", "stream", "plain", "replayed"
+FULL, STREAM, PLAIN, REPLAYED = "full", "stream", "plain", REPLAYED_GRAPH
 
 STREAM_POINTS = frozenset(
     {HookPoint.EMBEDDING, HookPoint.RESID_PRE, HookPoint.RESID_POST, HookPoint.FINAL_NORM}
@@ -111,6 +112,11 @@ class Graphs:
     def lean(self) -> Mapping[str, list[str]]:
         """The hook points that each lean graph reaches at every layer; of those that serve."""
         return {each.name: self._reached(each) for each in self._serving if each.left_out}
+
+    @property
+    def replayed(self) -> Mapping[str, list[str]]:
+        """Likewise of the one that is replayed, if it serves."""
+        return {REPLAYED: self._reached(self._replayed)} if self._replayed else {}
 
     def _reached(self, graph: Graph) -> list[str]:
         reached, missed = set[HookPoint](), set[HookPoint]()

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 from actserve_server.domain.lora_adapter import LoraAdapter
 
+GPU_TAPS_PIECES, GPU_TAPS_TRITON = "pieces", "triton"
+"""What steps with taps go through on a GPU: CUDA graphs of the pieces between taps, or where it can
+serve them a full one that has taps as kernels."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
@@ -49,6 +53,7 @@ class EngineOptions:
     """What to tap; everything the model has when empty."""
     lean_graphs: bool = True
     """Whether steps that use few taps, or none, are computed by graphs without the others."""
+    gpu_taps: str = GPU_TAPS_PIECES
     share_plain_prefixes: bool = False
     """Whether runs that change nothing share cached prefixes with those of other tenants."""
     adapters: tuple[LoraAdapter, ...] = ()

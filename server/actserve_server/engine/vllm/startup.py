@@ -26,7 +26,7 @@ from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import FAMILIES, Family
 from actserve_server.engine.vllm.lora_engine import check_adaptable, lora_args, lora_bytes
-from actserve_server.engine.vllm.options import EngineOptions
+from actserve_server.engine.vllm.options import GPU_TAPS_PIECES, GPU_TAPS_TRITON, EngineOptions
 from actserve_server.engine.vllm.sampling import default_sampling
 from actserve_server.engine.vllm.taps import OP_NAME
 from actserve_server.engine.vllm.weight_reader import FinalNorm, weights_info
@@ -129,6 +129,7 @@ def configured(options: EngineOptions, ring_folder: Path) -> VllmConfig:
         family = served_family(config)
         if options.adapters:
             check_adaptable(config)
+        _check_gpu_taps(config, options)
         _check_fits(config, options)
     except ValueError as error:
         raise ValueError(f"{options.model_path}: {error}") from None
@@ -143,6 +144,7 @@ def configured(options: EngineOptions, ring_folder: Path) -> VllmConfig:
         options.vector_budget_bytes,
         options.workspace_budget_bytes,
         lean_graphs=options.lean_graphs,
+        gpu_taps=options.gpu_taps,
         server=os.getpid(),
     )
     if current_platform.is_cpu():
@@ -262,6 +264,22 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     module, name = ("worker_cpu", "CpuTapWorker") if on_cpu else ("worker_gpu", "GpuTapWorker")
     args["worker_cls"] = f"{__package__}.{module}.{name}"
     return args
+
+
+def _check_gpu_taps(config: VllmConfig, options: EngineOptions) -> None:
+    """Raises ValueError where no full CUDA graph would be replayed."""
+    if options.gpu_taps != GPU_TAPS_TRITON:
+        return
+    asked = f"gpu_taps is {GPU_TAPS_TRITON}, which puts taps into full CUDA graphs; "
+    leave = f"leave gpu_taps at {GPU_TAPS_PIECES}"
+    if current_platform.is_cpu():
+        raise ValueError(f"{asked}a CPU has none: {leave}")
+    if not options.lean_graphs or options.enforce_eager:
+        raise ValueError(
+            f"{asked}without lean_graphs, or with enforce_eager, there are none: {leave}"
+        )
+    if config.compilation_config.max_cudagraph_capture_size is None:
+        raise ValueError(f"{asked}vLLM captures none of this model: {leave}")
 
 
 def _check_fits(config: VllmConfig, options: EngineOptions) -> None:

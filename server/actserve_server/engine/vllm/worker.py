@@ -31,6 +31,7 @@ from actserve_server.engine.vllm.head import Head
 from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteKey
 from actserve_server.engine.vllm.lifeline import end_with
 from actserve_server.engine.vllm.lora_worker import load_adapter
+from actserve_server.engine.vllm.options import GPU_TAPS_PIECES
 from actserve_server.engine.vllm.replaying import Replaying
 from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.sharding import AgreedGather, Shards, failed_on_any_rank
@@ -43,10 +44,6 @@ from actserve_server.engine.vllm.worker_weights import Weights
 log = logging.getLogger(__name__)
 
 NOWHERE: Set[int] = frozenset()
-
-GPU_TAPS_PIECES, GPU_TAPS_TRITON = "pieces", "triton"
-"""What steps with taps go through on a GPU: CUDA graphs of the pieces between taps, or where it can
-serve them a full one that has taps as kernels."""
 
 _GRAPH_CODE = (attach, found_family, graphs, layout, taps)
 """The modules that, with a family's paths, decide where taps are in the compiled graph."""
@@ -153,7 +150,7 @@ class TapWorker:
             "hook_points": sorted(self._model.layout.hook_points),
             "found": self._found,
             "weights": self._weights.describe(),
-            "graphs": self._graphs.lean,
+            "graphs": {**self._graphs.lean, **self._graphs.replayed},
             **self._attention,
         }
 
