@@ -41,7 +41,8 @@ class TapCase:
 
     @property
     def name(self) -> str:
-        kernels = "" if len(self.kernels) > 1 else f" {self.kernels[0].name.lower()}"
+        names = [kernel.name.lower() for kernel in self.kernels]
+        kernels = "" if len(names) > 1 else f" {names[0]}"
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.place} {self.load}{kernels} {dtype} {self.rows}x{self.width}"
 

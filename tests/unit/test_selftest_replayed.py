@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actserve_server.domain.runs import Rows, Run, RunEvent, Tokens
+from actserve_server.domain.runs import Rows, Run, RunEvent
 from actserve_server.domain.sites import HookPoint
 from actserve_server.engine.api import REPLAYED_GRAPH
 from actserve_server.engine.fake import FakeEngine
@@ -67,25 +67,3 @@ async def test_replayed_steps_that_do_anything_else_are_dropped(fault: str) -> N
     assert failures.keys() == {REPLAYED_GRAPH}
     assert "from the same token in a prompt" in failures[REPLAYED_GRAPH]
     assert engine.dropped == [REPLAYED_GRAPH]
-
-
-async def test_tokens_are_generated_and_then_given() -> None:
-    engine = ReplayingEngine()
-    await prove_graphs(engine, engine.info)
-
-    async def generated(run: Run) -> list[int]:
-        return [
-            token
-            async for event in FakeEngine().run(run)
-            if isinstance(event, Tokens)
-            for token in event.ids
-        ]
-
-    for run in engine.seen:
-        assert (run.sampling.max_tokens > 1) or any(
-            run.token_ids == (*other.token_ids, *(await generated(other))[:-1])
-            for other in engine.seen
-            if other.sampling.max_tokens > 1
-            and len(other.token_ids) < len(run.token_ids)
-            and [*other.interventions] == [*run.interventions]
-        )

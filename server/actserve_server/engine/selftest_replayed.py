@@ -131,7 +131,7 @@ def _difference(rows: _Found, wanted: _Found, tolerance: float) -> str | None:
         if not (off <= tolerance).all():
             token = int(np.argmax(~(off <= tolerance)))
             return (
-                f"{site} of generated token {token} is off by {off[token]:.2g} of its norm from the "
-                "same token in a prompt"
+                f"{site} of generated token {token} is off by {off[token]:.2g} of its norm from "
+                "the same token in a prompt"
             )
     return None

@@ -6,7 +6,10 @@ import json
 import multiprocessing
 import threading
 import time
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from actserve_server.engine.vllm import ask_workers, startup
 from actserve_server.engine.vllm.ask_workers import ask
-from actserve_server.engine.vllm.options import EngineOptions
+from actserve_server.engine.vllm.options import GPU_TAPS_TRITON, EngineOptions
 from actserve_server.models import memory_needs
 from tests.contract.harness import eventually
 
@@ -153,3 +156,37 @@ async def test_a_model_that_does_not_fit_is_refused_with_the_sum_before_it_is_lo
         await startup.start(options, tmp_path)
     terms = "8.0 GiB of weights + 2.0 GiB of KV cache + 0.5 GiB of vectors = 10.5 GiB, of 10.0 GiB"
     assert terms in str(refused.value)
+
+
+REPLAYING = replace(OPTIONS, gpu_taps=GPU_TAPS_TRITON)
+
+
+async def test_taps_in_cuda_graphs_are_refused_on_a_cpu_before_the_model_is_loaded(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    options = replace(REPLAYING, model_path=str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"gpu_taps is triton.* a CPU has none.*gpu_taps at pieces"
+    ):
+        await startup.start(options, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "largest", "why"),
+    [
+        (replace(REPLAYING, lean_graphs=False), 512, "without lean_graphs"),
+        (replace(REPLAYING, enforce_eager=True), 512, "with enforce_eager"),
+        (REPLAYING, None, "vLLM captures none"),
+        (REPLAYING, 512, ""),
+        (replace(OPTIONS, lean_graphs=False), None, ""),
+    ],
+)
+def test_taps_in_cuda_graphs_are_refused_where_none_is_replayed(
+    options: EngineOptions, largest: int | None, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup.current_platform, "is_cpu", lambda: False)
+    compilation = SimpleNamespace(max_cudagraph_capture_size=largest)
+    config: Any = SimpleNamespace(compilation_config=compilation)
+    with pytest.raises(ValueError, match=why) if why else nullcontext():
+        startup._check_gpu_taps(config, options)

@@ -1,13 +1,13 @@
-"""The kernel compiles for devices, without one: Triton's interpreter takes much that a compiler does
-not."""
+"""The kernel compiles for devices, without one: Triton's interpreter takes much that a compiler
+does not."""
 
 import pytest
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from actserve_server.engine.vllm import triton_taps
 from actserve_server.engine.vllm.tap_tables import SCALARS
-from actserve_server.engine.vllm.triton_taps import _tap_rows
 
 INT64 = {"clock", "row_position", "edit_spans", "capture_spans", "vectors_at", "row_stamps"}
 INT64 |= {"change_stamps"}
@@ -34,11 +34,12 @@ def test_the_kernel_compiles_and_rounds_products_by_themselves(rows: str, capabi
         "BF16": rows == "i16",
         "BLOCK": 1024,
     }
-    names = _tap_rows.arg_names
+    taps = triton_taps._tap_rows
+    names = taps.arg_names
     assert {name for name in names if name.isupper()} == constants.keys()
     signature = {name: _type(name, rows) for name in names}
     at = {(names.index(name),): value for name, value in constants.items()}
-    source = ASTSource(_tap_rows, signature, at)
+    source = ASTSource(taps, signature, at)
     options = {"num_warps": 4, "enable_fp_fusion": False}
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert kernel.asm["cubin"]

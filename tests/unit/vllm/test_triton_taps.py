@@ -3,6 +3,7 @@ them here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from actserve_server.domain.positions import NO_END
 from actserve_server.domain.runs import Run
 from actserve_server.engine.vllm import triton_taps
 from actserve_server.engine.vllm.bank import VectorBank
+from actserve_server.engine.vllm.layout import SiteKey
 from actserve_server.engine.vllm.replayed_step import ReplayedStep
 from actserve_server.engine.vllm.resident_runs import ResidentRuns, places_of
 from actserve_server.engine.vllm.step_batch import Batch as StepBatch
@@ -259,11 +261,11 @@ def test_a_step_that_goes_on_writes_nothing_but_its_number(replays: Replays) -> 
     assert tables.clock.tolist() == [5, 1]
 
 
-def _copy(of: object) -> object:
+def _copy(of: Any) -> Any:
     return of.clone() if isinstance(of, torch.Tensor) else of
 
 
-def _key(name: str) -> object:
+def _key(name: str) -> SiteKey:
     return next(key for key in MODEL.layout.sites if str(key.site) == name)
 
 

@@ -14,6 +14,7 @@ Needs PyTorch and Triton alone.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -100,7 +101,7 @@ def _tap_rows(
     if run >= 0:
         at_site = run.to(tl.int64) * SITE_COUNT + first_site
         work = run * 0
-        for order in tl.static_range(SITES):
+        for order in tl.static_range(SITES):  # pyright: ignore[reportGeneralTypeIssues]
             work |= tl.load(edits_at + at_site + order) | tl.load(captures_at + at_site + order)
         if work != 0:
             step = tl.load(clock)
@@ -240,7 +241,8 @@ def tap_rows(
     bf16 = hidden.dtype == torch.bfloat16
     block = triton.next_power_of_2(width)
     streams = sum(1 << order for order, stream in enumerate(place.streams) if stream)
-    _tap_rows[(rows,)](
+    launch: Any = _tap_rows[(rows,)]
+    launch(
         _stored(hidden),
         hidden.stride(0),
         _stored(pair),
