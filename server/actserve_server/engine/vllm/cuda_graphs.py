@@ -57,6 +57,10 @@ class CudaGraphs(TapWorker):
         from actserve_server.engine.vllm.triton_taps import Place, tap_rows
 
         runner, config, model = self.model_runner, self.vllm_config, self._model
+        if not hasattr(runner.model, "unwrap"):
+            log.warning("vLLM has no full CUDA graphs of this model: steps go piece by piece")
+            self._graphs.drop(REPLAYED)
+            return
         served = [width for width in model.widths.values() if width <= self._dimensions.width]
         sizes = TapSizes(
             sites=len(model.layout.sites),
@@ -120,7 +124,7 @@ class CudaGraphs(TapWorker):
         replayed, others of each graph."""
         full = cudagraph_runtime_mode == CUDAGraphMode.FULL
         for name in self._graphs.steps:
-            if full != (name in (PLAIN, REPLAYED)) and (full or name == REPLAYED):
+            if name not in (PLAIN, REPLAYED) if full else name == REPLAYED:
                 continue
             capture = partial(self._vllm_capture, desc, cudagraph_runtime_mode, *args, **kwargs)
             with self._graphs.computing(name):

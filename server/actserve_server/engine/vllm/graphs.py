@@ -149,6 +149,7 @@ class Graphs:
     def drop(self, name: str) -> None:
         """Has the steps of a lean graph, or of the replayed one, served by others."""
         self._serving = [each for each in self._serving if each.name != name or not each.left_out]
+        self._waiting = [each for each in self._waiting if each[0] != name]
         if name == REPLAYED:
             self._replayed = None
 
