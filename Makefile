@@ -126,6 +126,10 @@ fuzz: setup ## Send a server 50,000 made-up requests, and each decoder as many m
 	@FUZZ_CASES=$${FUZZ_CASES:-50000} $(PY) -m pytest -s tests/contract/test_fuzz.py $(ARGS)
 	@FUZZ_CASES=$${FUZZ_CASES:-50000} $(PY) -m tests.fuzzing.guided
 
+.PHONY: circuit-tracer
+circuit-tracer: peers-tool ## Whether circuit-tracer still makes the graphs that ours are held to; ARGS=--write takes what it makes
+	@PYTHONPATH=server .tools/peers/bin/python -m scripts.circuit_tracer_graphs $(ARGS)
+
 .PHONY: load
 load: setup ## Load a server with 500 streams for ten minutes, then by weighted tenants, and beside captures: 20 minutes
 	@$(PY) -m pytest -s tests/load $(ARGS)

@@ -15,7 +15,12 @@ FEATURES = 64
 
 
 def transcoder(
-    layer: int, activation: ActivationKind, *, skip: bool, width: int = 32
+    layer: int,
+    activation: ActivationKind,
+    *,
+    skip: bool,
+    width: int = 32,
+    features: int = FEATURES,
 ) -> LoadedDictionary:
     """One that reads and writes at a layer. About half of its features are active."""
     numbers = np.random.default_rng(layer)
@@ -23,13 +28,13 @@ def transcoder(
     def matrix(*shape: int) -> np.ndarray:
         return (0.2 * numbers.standard_normal(shape)).astype(np.float32)
 
-    thresholds = np.abs(matrix(FEATURES)) if activation is ActivationKind.JUMP_RELU else None
+    thresholds = np.abs(matrix(features)) if activation is ActivationKind.JUMP_RELU else None
     matrices = DictionaryMatrices(
-        encoder=matrix(FEATURES, width),
-        encoder_bias=matrix(FEATURES),
+        encoder=matrix(features, width),
+        encoder_bias=matrix(features),
         input_bias=matrix(width),
         thresholds=thresholds,
-        decoders=(matrix(FEATURES, width),),
+        decoders=(matrix(features, width),),
         decoder_biases=(matrix(width),),
         skips=(matrix(width, width) if skip else None,),
     )
@@ -38,7 +43,7 @@ def transcoder(
         kind=DictionaryKind.TRANSCODER,
         site=Site(HookPoint.MLP_IN, layer),
         written_sites=(Site(HookPoint.MLP_OUT, layer),),
-        features=FEATURES,
+        features=features,
         width=width,
         activation=activation,
         kept=20 if activation is ActivationKind.TOP_K else 0,

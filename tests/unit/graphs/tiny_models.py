@@ -1,6 +1,6 @@
 """Tiny random models with gated MLPs, in float32, made in a moment and the same every time."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -9,10 +9,12 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
-    PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
 )
+
+if TYPE_CHECKING:  # The transformers of `scripts/circuit_tracer_graphs.py` calls it otherwise.
+    from transformers import PreTrainedConfig
 
 LAYERS = 3
 VOCABULARY = 96
@@ -27,7 +29,7 @@ _COMMON: dict[str, Any] = {
     "head_dim": 8,
     "max_position_embeddings": 64,
 }
-CONFIGS: dict[str, PreTrainedConfig] = {
+CONFIGS: dict[str, "PreTrainedConfig"] = {
     "llama": LlamaConfig(**_COMMON, mlp_bias=True, attention_bias=True),
     "mistral": MistralConfig(**_COMMON, sliding_window=4),
     "qwen2": Qwen2Config(**_COMMON),
@@ -40,7 +42,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
-def tiny(config: PreTrainedConfig) -> Any:
+def tiny(config: "PreTrainedConfig") -> Any:
     """A model of that config, whose weights are so large that attention is uneven, with biases and
     norms that are not what they begin as."""
     torch.set_num_threads(1)  # On a busy machine threads of so little work wait for each other.
