@@ -13,8 +13,9 @@ of all three sets, and their share of the influence is told apart.
 
 import argparse
 import json
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -130,35 +131,49 @@ def look(client: actserve.Client, prompt: str, answer: str, nodes: int) -> Fact:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Attribution graphs of ten facts.")
-    parser.add_argument("--server", default="localhost:50051")
-    parser.add_argument("--nodes", type=int, default=300, help="neurons of a graph at most")
-    parser.add_argument("--facts", type=int, default=len(FACTS), help="how many to look at")
-    parser.add_argument("--out", help="where to write what was found, as JSON")
-    asked = parser.parse_args()
-    found: list[Fact] = []
-    print("answer          before     top  random  active  correlation  share of position 0")
-    with actserve.Client(asked.server) as client:
-        for prompt, answer in FACTS[: asked.facts]:
-            fact = look(client, prompt, answer, asked.nodes)
-            found.append(fact)
-            print(
-                f"{answer:14} {fact.before:7.2f} {fact.top:7.2f} {fact.random:7.2f} "
-                f"{fact.active:7.2f} {fact.correlation:12.2f} {fact.by_token[0]:20.0%}",
-                flush=True,
-            )
-    drops = {
-        name: np.mean([fact.before - getattr(fact, name) for fact in found])
-        for name in ("top", "random", "active")
-    }
-    print("mean drop:", ", ".join(f"{name} {drop:.2f}" for name, drop in drops.items()))
-    if asked.out:
-        with open(asked.out, "w", encoding="utf-8") as file:
-            json.dump([asdict(fact) for fact in found], file, indent=1)
-    # The outcome that is checked: what the graph names matters more than the controls.
-    return 0 if drops["top"] > max(drops["random"], drops["active"]) else 1
+@dataclass(frozen=True)
+class Found:
+    """What was found of all facts."""
+
+    facts: tuple[Fact, ...]
+
+    def drop(self, name: str) -> float:
+        """How much log probability answers lose without a set of neurons, the mean."""
+        return float(np.mean([fact.before - getattr(fact, name) for fact in self.facts]))
+
+    def check(self) -> None:
+        """What the graph names matters more than the controls. Raises `AssertionError`."""
+        top, random, active = (self.drop(name) for name in ("top", "random", "active"))
+        assert top > max(random, active), f"lost {top:.2f}, random {random:.2f}, {active:.2f}"
+
+    def __str__(self) -> str:
+        lines = ["answer          before     top  random  active  correlation  share of position 0"]
+        lines += [
+            f"{fact.answer:14} {fact.before:7.2f} {fact.top:7.2f} {fact.random:7.2f} "
+            f"{fact.active:7.2f} {fact.correlation:12.2f} {fact.by_token[0]:20.0%}"
+            for fact in self.facts
+        ]
+        drops = ", ".join(f"{name} {self.drop(name):.2f}" for name in ("top", "random", "active"))
+        return "\n".join([*lines, f"mean drop: {drops}"])
+
+
+def measure(
+    client: actserve.Client, facts: Sequence[tuple[str, str]] = FACTS, nodes: int = 300
+) -> Found:
+    """Measures a served model."""
+    return Found(tuple(look(client, prompt, answer, nodes) for prompt, answer in facts))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--server", default="localhost:50051")
+    parser.add_argument("--nodes", type=int, default=300, help="neurons of a graph at most")
+    parser.add_argument("--facts", type=int, default=len(FACTS), help="how many to look at")
+    parser.add_argument("--out", type=Path, help="where to write what was found, as JSON")
+    asked = parser.parse_args()
+    with actserve.Client(asked.server) as served:
+        found = measure(served, FACTS[: asked.facts], asked.nodes)
+    print(found)
+    if asked.out:
+        asked.out.write_text(json.dumps([asdict(fact) for fact in found.facts], indent=1))
+    found.check()
