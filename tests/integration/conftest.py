@@ -35,6 +35,7 @@ HAS_OWN_ENGINES = {
     "test_nla_adapters.py",
     "test_nla_pairs.py",
     "test_placing.py",
+    "test_quantized.py",
     "test_shipped_nla.py",
     "test_tensor_parallel.py",
 }

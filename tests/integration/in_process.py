@@ -36,6 +36,12 @@ class InProcessEngine(EngineThread):
         with _in_process():
             super().__init__(options)
 
+    @property
+    def model(self) -> torch.nn.Module:
+        """As vLLM has loaded it, with taps."""
+        client: Any = self.engine.vllm.engine_core
+        return client.core.model_executor.driver_worker.worker.model_runner.get_model()
+
 
 @contextmanager
 def _in_process() -> Iterator[None]:
@@ -62,7 +68,7 @@ class _Client(EngineCoreClient):
         set_num_threads = torch.set_num_threads
         core = partial(EngineCore, vllm_config, UniProcExecutor, log_stats)
         try:
-            self._core = self._thread.submit(core).result()
+            self.core = self._thread.submit(core).result()
         finally:
             torch.set_num_threads = set_num_threads  # vLLM takes it away.
 
@@ -80,38 +86,36 @@ class _Client(EngineCoreClient):
 
     async def abort_requests_async(self, request_ids: list[str]) -> None:
         if request_ids and not self.resources.engine_dead:
-            await self._do(self._core.abort_requests, request_ids)
+            await self._do(self.core.abort_requests, request_ids)
 
     async def collective_rpc_async(
         self, method: Any, timeout: Any = None, args: Any = (), kwargs: Any = None
     ) -> list[Any]:
-        return await self._do(self._core.collective_rpc, method, timeout, args, kwargs)
+        return await self._do(self.core.collective_rpc, method, timeout, args, kwargs)
 
     async def get_supported_tasks_async(self) -> Any:
-        return await self._do(self._core.get_supported_tasks)
+        return await self._do(self.core.get_supported_tasks)
 
     async def reset_prefix_cache_async(
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
-        return await self._do(
-            self._core.reset_prefix_cache, reset_running_requests, reset_connector
-        )
+        return await self._do(self.core.reset_prefix_cache, reset_running_requests, reset_connector)
 
     def shutdown(self, timeout: float | None = None) -> None:
         if not self.resources.engine_dead:
             self.resources.engine_dead = True
-            self._thread.submit(self._core.shutdown).result()
+            self._thread.submit(self.core.shutdown).result()
             self._thread.submit(cleanup_dist_env_and_memory).result()
             self._thread.shutdown()
 
     def _add(self, received: EngineCoreRequest) -> None:
-        self._core.add_request(*self._core.preprocess_add_request(received))
+        self.core.add_request(*self.core.preprocess_add_request(received))
 
     async def _steps(self) -> None:
         try:
-            while self._core.scheduler.has_requests():
-                outputs, executed = await self._do(self._core.step)
-                await self._do(self._core.post_step, executed)
+            while self.core.scheduler.has_requests():
+                outputs, executed = await self._do(self.core.step)
+                await self._do(self.core.post_step, executed)
                 for each in outputs.values():
                     self._outputs.put_nowait(each)
         except Exception as error:  # Whoever waits for outputs would wait for ever.

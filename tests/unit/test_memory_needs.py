@@ -6,6 +6,8 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from actserve_server.models import memory_needs
 from actserve_server.models.memory_needs import available_bytes, weight_bytes
@@ -29,7 +31,7 @@ def files(folder: Path, *names: str) -> None:
         ({"dtype": "float32"}, "auto", STORED // 2),
         ({"text_config": {"dtype": "bfloat16"}}, "float32", 2 * STORED),
         ({}, "float32", STORED),
-        # Packed as it is stored, whatever the rest is computed in.
+        # Of what cannot be read nothing better is known.
         ({"dtype": "float16", "quantization_config": {}}, "float32", STORED),
     ],
 )
@@ -38,6 +40,21 @@ def test_weights_are_counted_in_the_type_that_they_are_loaded_in(
 ) -> None:
     files(tmp_path, "model.safetensors")
     assert weight_bytes(tmp_path, config, dtype) == taken
+
+
+def test_of_a_quantized_checkpoint_only_what_is_not_packed_is_loaded_in_another_type(
+    tmp_path: Path,
+) -> None:
+    tensors = {
+        "a.qweight": torch.zeros(256, dtype=torch.int32),
+        "a.scales": torch.zeros(16, dtype=torch.float16),
+        "b.weight": torch.zeros(64, dtype=torch.float8_e4m3fn),
+        "embedding": torch.zeros(128, dtype=torch.bfloat16),
+    }
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    config = {"dtype": "float16", "quantization_config": {}}
+    assert weight_bytes(tmp_path, config, "float32") == 4 * 256 + 4 * 16 + 64 + 4 * 128
+    assert weight_bytes(tmp_path, config, "auto") == 4 * 256 + 2 * 16 + 64 + 2 * 128
 
 
 def test_weights_that_are_there_twice_count_once(tmp_path: Path) -> None:

@@ -97,8 +97,12 @@ class _Tracer:
             from transformers import AutoConfig, AutoModelForCausalLM
 
             from actserve_server.graphs import frozen_model
+            from actserve_server.graphs.basis import NotTraceableError
 
             config = AutoConfig.from_pretrained(self._path, **self._options)
+            if getattr(config, "quantization_config", None) is not None:
+                # transformers would compute with other kernels, and round otherwise, than vLLM.
+                raise NotTraceableError("its weights are quantized")
             with torch.device("meta"):
                 shapes = AutoModelForCausalLM.from_config(config)
             self._weight_bytes = 4 * sum(each.numel() for each in shapes.parameters())

@@ -84,12 +84,36 @@ def stored_dtype(config: dict[str, Any]) -> str:
 
 def weight_bytes(folder: Path, config: dict[str, Any], dtype: str) -> int:
     """Of a checkpoint in safetensors when it is loaded as `dtype`; 0 for one in another format."""
-    stored = sum(file.stat().st_size for file in _weight_files(folder))
+    files = list(_weight_files(folder))
+    stored = sum(file.stat().st_size for file in files)
     before = _ELEMENT_BYTES.get(stored_dtype(config))
     after = _ELEMENT_BYTES.get(dtype)
-    if "quantization_config" in config or before is None or after is None:
+    if before is None or after is None:
         return stored
+    if "quantization_config" in config:
+        return sum(_quantized_bytes(file, after) for file in files)
     return stored * after // before
+
+
+_FLOAT_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
+"""Of what is not quantized, as safetensors names it."""
+
+
+def _quantized_bytes(file: Path, after: int) -> int:
+    """Integers and smaller floats are loaded as they are stored, everything else as the model's
+    type. What cannot be read counts as it is stored."""
+    stored, total = file.stat().st_size, 0
+    try:
+        with file.open("rb") as opened:
+            header = int.from_bytes(opened.read(8), "little")
+            tensors = json.loads(opened.read(min(header, stored)))
+        for name in tensors.keys() - {"__metadata__"}:
+            start, end = tensors[name]["data_offsets"]
+            before = _FLOAT_BYTES.get(tensors[name]["dtype"])
+            total += end - start if before is None else (end - start) * after // before
+    except (ValueError, KeyError, AttributeError):
+        return stored
+    return total
 
 
 def _weight_files(folder: Path) -> Iterable[Path]:

@@ -1,6 +1,7 @@
 """The process that traces: started on demand, ended when idle, and its death harms nothing."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -104,6 +105,17 @@ async def test_a_model_that_is_too_large_is_refused_before_it_is_loaded(folder: 
     await tracer.close()
     assert error.reason is Reason.FEATURE_DISABLED
     assert "graph_memory_bytes" in error.message
+
+
+async def test_a_quantized_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tracer = process(tmp_path)
+    error = await refused(tracer)
+    await tracer.close()
+    assert error.reason is Reason.FEATURE_NOT_SERVED
+    assert "its weights are quantized" in error.message
 
 
 async def test_one_that_takes_too_long_is_given_up(folder: Path) -> None:

@@ -27,6 +27,7 @@ from actserve_server.engine.vllm.dimensions import Dimensions
 from actserve_server.engine.vllm.families import FAMILIES, Family
 from actserve_server.engine.vllm.lora_engine import check_adaptable, lora_args, lora_bytes
 from actserve_server.engine.vllm.options import GPU_TAPS_PIECES, GPU_TAPS_TRITON, EngineOptions
+from actserve_server.engine.vllm.quantized import check_quantized
 from actserve_server.engine.vllm.sampling import default_sampling
 from actserve_server.engine.vllm.taps import OP_NAME
 from actserve_server.engine.vllm.weight_reader import FinalNorm, weights_info
@@ -127,6 +128,7 @@ def configured(options: EngineOptions, ring_folder: Path) -> VllmConfig:
     config = arguments.create_engine_config(headless=options.node_rank > 0)
     try:
         family = served_family(config)
+        check_quantized(config)
         if options.adapters:
             check_adaptable(config)
         _check_gpu_taps(config, options)

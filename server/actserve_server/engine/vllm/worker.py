@@ -32,6 +32,7 @@ from actserve_server.engine.vllm.layout import FINAL_NORM, LOGITS, Layout, SiteK
 from actserve_server.engine.vllm.lifeline import end_with
 from actserve_server.engine.vllm.lora_worker import load_adapter
 from actserve_server.engine.vllm.options import GPU_TAPS_PIECES
+from actserve_server.engine.vllm.quantized import check_rows_alone
 from actserve_server.engine.vllm.replaying import Replaying
 from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.sharding import AgreedGather, Shards, failed_on_any_rank
@@ -94,6 +95,7 @@ class TapWorker:
         config = self.vllm_config.model_config
         ranks = self.vllm_config.parallel_config.tensor_parallel_size
         loaded = self.model_runner.get_model()
+        check_rows_alone(loaded)
         family = ours.family or find_family(loaded)
         model: Any = loaded.get_submodule(family.inside)
         tapped = attach_taps(model, family, {HookPoint(name) for name in ours.hook_points})
