@@ -292,6 +292,14 @@ class Settings(BaseSettings):
         "has not been run on a GPU yet",
     )
 
+    speculative_tokens: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="tokens of a greedy sequence that are guessed at a step, from what came before "
+        "in it, and computed together; 0 guesses none",
+    )
+
     max_calls: PositiveInt = Field(1024, description="calls in progress; more are refused")
     max_running: PositiveInt = Field(256, description="sequences run at once")
     max_queue: int = Field(

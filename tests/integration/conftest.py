@@ -37,6 +37,7 @@ HAS_OWN_ENGINES = {
     "test_placing.py",
     "test_quantized.py",
     "test_shipped_nla.py",
+    "test_speculation.py",
     "test_tensor_parallel.py",
 }
 USES_NO_ENGINE = {"test_embedded_models.py", "test_families_reference.py", "test_prompts.py"}

@@ -63,6 +63,10 @@ class VllmWorker:
     def execute_model(self, scheduler_output: Any) -> torch.Tensor:
         return self.model_runner._model_forward(scheduler_output.hidden)
 
+    def sample_tokens(self, output: Any) -> Any:
+        """vLLM's output of the step, as the test has it."""
+        return output
+
 
 class Worker(TapWorker, VllmWorker):
     def __init__(

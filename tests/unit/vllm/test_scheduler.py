@@ -20,6 +20,7 @@ from vllm.v1.request import Request
 
 from actserve_server.engine.vllm import scheduler
 from actserve_server.engine.vllm.scheduler import READABLE_ARG, Salted
+from actserve_server.engine.vllm.speculation import GUESSED_ARG
 
 BLOCK, TOKENS = 4, 22
 """Tokens in a block, and in a prompt of five blocks and a half."""
@@ -47,11 +48,23 @@ class _Vllms:
             hash_block_size=BLOCK,
         )
 
+    num_spec_tokens = 2
+
+    def schedule(self) -> None:
+        pass
+
+    def update_draft_token_ids(self, draft_token_ids: Any) -> None:
+        for name, ids in zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True):
+            if name in self.requests:
+                self.requests[name].spec_token_ids = ids
+
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
         return *self.kv_cache_manager.get_computed_blocks(request), False
 
 
 class _Scheduler(Salted, _Vllms):
+    requests: dict[str, Any]
+
     def read(self, readable: int | None) -> int:
         """How many tokens of the prompt are read by a request that may read so many."""
         request = _request(readable)
@@ -103,3 +116,32 @@ def test_what_one_run_may_read_is_not_what_the_next_may(cached: _Scheduler) -> N
 def test_a_request_without_parameters_of_ours_reads_all() -> None:
     other = SimpleNamespace(sampling_params=None)
     assert scheduler.readable_tokens(other) > TOKENS  # type: ignore[arg-type]
+
+
+def _guessing(cached: _Scheduler, **extra: dict[str, Any] | None) -> dict[str, list[int]]:
+    """What is guessed of requests with these arguments, when a step is scheduled."""
+    cached.requests = {
+        name: SimpleNamespace(sampling_params=SamplingParams(extra_args=each), spec_token_ids=[])
+        for name, each in extra.items()
+    }
+    drafts = {name: [1, 2] for name in (*extra, "gone")}
+    cached.update_draft_token_ids(
+        SimpleNamespace(req_ids=[*drafts], draft_token_ids=[*drafts.values()])
+    )
+    cached.schedule()
+    return {name: request.spec_token_ids for name, request in cached.requests.items()}
+
+
+def test_tokens_are_guessed_ahead_only_of_requests_that_say_so(cached: _Scheduler) -> None:
+    guessed = _guessing(cached, yes={GUESSED_ARG: True}, no={GUESSED_ARG: False})
+    assert guessed == {"yes": [1, 2], "no": []}
+
+
+@pytest.mark.parametrize("sampled", [None, {}, {READABLE_ARG: 4}])
+def test_nothing_is_guessed_beside_a_request_that_is_sampled(
+    cached: _Scheduler, sampled: dict[str, Any] | None
+) -> None:
+    assert _guessing(cached, yes={GUESSED_ARG: True}, sampled=sampled) == {
+        "yes": [],
+        "sampled": [],
+    }

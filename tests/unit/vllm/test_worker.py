@@ -508,11 +508,112 @@ def test_a_run_is_steered_and_read_at_each_position_as_it_goes_on(
         assert noted == [(key, position, 1, 1) for key, it in enumerate(changes) if it]
 
 
-def test_tokens_that_may_be_rejected_fail_the_step(worker: Worker) -> None:
+# Tokens guessed ahead.
+
+
+def test_where_nothing_is_guessed_a_guess_fails_the_step(worker: Worker) -> None:
     hidden = worker.model_runner.set_batch(("c", 0, 2))
     guessed = SchedulerOutput(hidden, {"c": CAPTURED}, scheduled_spec_decode_tokens={"c": [5]})
     with pytest.raises(RuntimeError, match="speculative tokens"):
         worker.execute_model(guessed)
+
+
+@pytest.fixture
+def guessing(ring: RingReader) -> Worker:
+    return Worker(WorkerConfig(str(ring.folder), LLAMA, speculates=True))
+
+
+GUESSES = {"c": [7, 8, 9], "s": [7, 8]}
+
+
+def _guess(worker: Worker) -> torch.Tensor:
+    """A step of three runs, two of which have guesses; returns its embeddings."""
+    hidden = worker.model_runner.set_batch(("c", 10, 4), ("s", 20, 3), ("last", 30, 1))
+    new = {"s": STEERED, "last": CAPTURED, "c": CAPTURED}
+    worker.execute_model(SchedulerOutput(hidden, new, scheduled_spec_decode_tokens=GUESSES))
+    return hidden
+
+
+def _sampled(**tokens: int) -> Any:
+    """vLLM's output of a step of which so many tokens came."""
+    names = ("last", "c", "s")
+    return SimpleNamespace(
+        req_id_to_index={name: index for index, name in enumerate(names)},
+        sampled_token_ids=[[3] * tokens.get(name, 1) for name in names],
+    )
+
+
+@pytest.mark.parametrize(("captured", "steered"), [(1, 3), (2, 1), (4, 2)])
+def test_nothing_of_a_rejected_token_is_sent(
+    guessing: Worker, ring: RingReader, captured: int, steered: int
+) -> None:
+    hidden = _guess(guessing)
+    guessing.sample_tokens(_sampled(c=captured, s=steered))
+    records = ring.records()
+    rows, receipts = read(next(records).copy()), read(next(records).copy())
+    assert isinstance(rows, RowsRecord)
+    assert isinstance(receipts, ReceiptsRecord)
+    # Of a run's tokens as many count as came of the step: its last one, and guesses before the end.
+    assert rows.positions.tolist() == [*range(10, 10 + captured), 30]
+    expected = textbook(guessing.model_runner.model, hidden)[POST]
+    kept = [*range(captured), 7]
+    np.testing.assert_allclose(_values(rows.data), expected[kept], rtol=1e-5)
+    computed = receipts.changes[:, 0] >= 0  # The others are said to have come from the cache.
+    assert receipts.positions[computed].tolist() == [*range(20, 20 + steered)]
+    assert receipts.changes[computed][:, [0, 2]].tolist() == [[1, 1]] * steered
+
+
+def test_nothing_is_sent_before_it_is_known_what_counts(guessing: Worker, ring: RingReader) -> None:
+    _guess(guessing)
+    ring.close()
+    assert list(ring.records()) == []
+
+
+@pytest.mark.parametrize("output", [None, _sampled(c=5), _sampled(s=0), SimpleNamespace()])
+def test_where_it_is_not_said_what_counts_all_runs_of_the_step_fail(
+    guessing: Worker, ring: RingReader, output: Any
+) -> None:
+    _guess(guessing)
+    guessing.sample_tokens(output)
+    failure = read(next(ring.records()).copy())
+    assert isinstance(failure, FailureRecord)
+    assert sorted(failure.keys.tolist()) == [0, 1, 2]
+
+
+def test_a_step_whose_tokens_nobody_sampled_fails_its_runs(
+    guessing: Worker, ring: RingReader
+) -> None:
+    _guess(guessing)
+    guessing.step(guessing.model_runner.set_batch(("p", 0, 1)), {"p": PLAIN})
+    failure = read(next(ring.records()).copy())
+    assert isinstance(failure, FailureRecord)
+    assert sorted(failure.keys.tolist()) == [0, 1, 2]
+
+
+def test_a_run_goes_on_from_what_was_accepted(guessing: Worker, ring: RingReader) -> None:
+    _guess(guessing)
+    guessing.sample_tokens(_sampled(c=2, s=1))
+    records = ring.records()
+    for _ in "ab":
+        next(records)
+    hidden = guessing.model_runner.set_batch(("c", 12, 1), ("s", 21, 1), ("last", 31, 1))
+    output = guessing.step(hidden)
+    torch.testing.assert_close(output[1], _steered(guessing, hidden)[1])
+    rows = read(next(records).copy())
+    assert isinstance(rows, RowsRecord)
+    assert rows.positions.tolist() == [12, 31]
+
+
+def test_what_is_rejected_is_forgotten_by_a_score_with_memory(guessing: Worker) -> None:
+    """It has seen tokens that are none: from here on it has no score."""
+    _guess(guessing)
+    run = guessing._runs["c"]
+    assert (run.reached, run.at) == (14, -1)
+    run.at = 14  # As after a step from the beginning on.
+    run.take_back(14)
+    assert (run.reached, run.at) == (14, 14)
+    run.take_back(12)
+    assert (run.reached, run.at) == (12, -1)
 
 
 def test_a_model_that_is_not_what_its_architecture_says_is_refused(ring: RingReader) -> None:

@@ -53,6 +53,7 @@ from actserve_server.engine.vllm.ring import RingReader
 from actserve_server.engine.vllm.row_cache import NOBODY, Filling, RowCache, Watch
 from actserve_server.engine.vllm.sampling import VllmSampling, ending, sampling_params
 from actserve_server.engine.vllm.scheduler import READABLE_ARG
+from actserve_server.engine.vllm.speculation import GUESSED_ARG, is_greedy, may_guess
 from actserve_server.engine.vllm.tokenizer import PromptTokenizer
 from actserve_server.engine.vllm.vector_uploads import VectorUploads
 from actserve_server.engine.vllm.weight_reader import WeightReader
@@ -85,12 +86,14 @@ class VllmEngine:
         adapters: Mapping[str, LoRARequest],
         *,
         share_plain_prefixes: bool = False,
+        speculates: bool = False,
     ) -> None:
         self._llm = llm
         self._adapters = adapters
         self._rows = rows
         self._graphs = graphs
         self._share_plain_prefixes = share_plain_prefixes
+        self._speculates = speculates
         self._info = info
         self._collector = collector
         self._weights = weights
@@ -130,10 +133,17 @@ class VllmEngine:
         # Without vLLM's cache every row is computed anyway.
         room = options.row_cache_bytes if cached.enable_prefix_caching else 0
         rows = RowCache(room, cached.block_size, watch)
-        share = options.share_plain_prefixes
         adapters = lora_requests(options.adapters)
         engine = cls(
-            llm, info, collector, weights, rows, graphs, adapters, share_plain_prefixes=share
+            llm,
+            info,
+            collector,
+            weights,
+            rows,
+            graphs,
+            adapters,
+            share_plain_prefixes=options.share_plain_prefixes,
+            speculates=bool(options.speculative_tokens),
         )
         # What PyTorch and vLLM have made by now stays. To look through it for garbage would hold up
         # the event loop for up to a second again and again, the sooner the more rows come.
@@ -418,12 +428,15 @@ class VllmEngine:
             args[READABLE_ARG] = readable
         if run.replayed:
             args[REPLAYED_ARG] = [*run.replayed]
-        return sampling_params(
+        params = sampling_params(
             run.sampling,
             self._defaults,
             extra_args=args or None,
             skip_reading_prefix_cache=readable == 0,
         )
+        if self._speculates and is_greedy(params):
+            params.extra_args = {**args, GUESSED_ARG: may_guess(run, taps)}
+        return params
 
     def _tokens(self, run: Run, count: int, completion: CompletionOutput) -> Tokens | None:
         ids = tuple(completion.token_ids)

@@ -6,8 +6,8 @@ one means rows were lost.
 
 The first rows of a position are the right ones to keep: from them the tokens were sampled that the
 run went on with, and they may be with the caller already. Those that come again are of the same
-tokens, computed in another batch, and differ by rounding. That holds only while no token is taken
-back, so speculative decoding is refused when an engine starts, and by the worker at every step.
+tokens, computed in another batch, and differ by rounding. That holds because the worker sends
+nothing of a token that is taken back (`speculation.py`).
 """
 
 import asyncio

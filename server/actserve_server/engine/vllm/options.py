@@ -54,6 +54,8 @@ class EngineOptions:
     lean_graphs: bool = True
     """Whether steps that use few taps, or none, are computed by graphs without the others."""
     gpu_taps: str = GPU_TAPS_PIECES
+    speculative_tokens: int = 0
+    """Tokens of a greedy run that may be guessed ahead at a step; none if 0."""
     share_plain_prefixes: bool = False
     """Whether runs that change nothing share cached prefixes with those of other tenants."""
     adapters: tuple[LoraAdapter, ...] = ()

@@ -7,6 +7,7 @@ from the first changed position on get the digest of the edits.
 
 A position that comes from the cache is never computed, so it has no row. A run that captures says
 before which position it needs none computed (`row_cache.py`), and only those are read for it.
+And tokens are guessed ahead only of runs of which they may be (`speculation.py`).
 
 `scheduler_cls` names one of these schedulers, since vLLM imports that where it names blocks, in the
 engine core's process, whichever processes the workers are in. Neither schedules differently.
@@ -23,6 +24,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
 from actserve_server.engine.vllm.cache_salt import EditedSalt
+from actserve_server.engine.vllm.speculation import guessing
 
 READABLE_ARG = "actserve_readable"
 """In `SamplingParams.extra_args`: how many tokens may come from the cache; any where it is not."""
@@ -102,6 +104,22 @@ class Salted:
             coordinator = self.kv_cache_manager.coordinator  # type: ignore[attr-defined]
             self._find = coordinator.find_longest_cache_hit
             coordinator.find_longest_cache_hit = self._find_readable
+
+    def update_draft_token_ids(self, draft_token_ids: Any) -> None:
+        """vLLM's, which takes what was guessed ahead: here only of runs of which it may be."""
+        super().update_draft_token_ids(draft_token_ids)  # type: ignore[misc]
+        for request_id in draft_token_ids.req_ids:
+            request = self.requests.get(request_id)  # type: ignore[attr-defined]
+            if request is not None and not guessing(request):
+                request.spec_token_ids = []
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's, of a step without guesses where any request forbids them."""
+        requests: dict[str, Request] = self.requests  # type: ignore[attr-defined]
+        if self.num_spec_tokens and any(guessing(each) is None for each in requests.values()):  # type: ignore[attr-defined]
+            for request in requests.values():
+                request.spec_token_ids = []
+        return super().schedule(*args, **kwargs)  # type: ignore[misc]
 
     def _get_local_prefix_cache_hit(self, request: Request) -> Any:
         """vLLM's, which looks for blocks of this request."""

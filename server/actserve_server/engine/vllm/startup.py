@@ -24,11 +24,12 @@ from actserve_server.engine.vllm import cpus, processor
 from actserve_server.engine.vllm.ask_workers import ask
 from actserve_server.engine.vllm.attention import rules
 from actserve_server.engine.vllm.dimensions import Dimensions
-from actserve_server.engine.vllm.families import FAMILIES, Family
+from actserve_server.engine.vllm.families import FAMILIES
 from actserve_server.engine.vllm.lora_engine import check_adaptable, lora_args, lora_bytes
 from actserve_server.engine.vllm.options import GPU_TAPS_PIECES, GPU_TAPS_TRITON, EngineOptions
 from actserve_server.engine.vllm.quantized import check_quantized
 from actserve_server.engine.vllm.sampling import default_sampling
+from actserve_server.engine.vllm.speculation import check_speculation, speculative_config
 from actserve_server.engine.vllm.taps import OP_NAME
 from actserve_server.engine.vllm.weight_reader import FinalNorm, weights_info
 from actserve_server.engine.vllm.worker import WorkerConfig
@@ -127,7 +128,10 @@ def configured(options: EngineOptions, ring_folder: Path) -> VllmConfig:
     arguments = AsyncEngineArgs(**engine_args(options))
     config = arguments.create_engine_config(headless=options.node_rank > 0)
     try:
-        family = served_family(config)
+        family = FAMILIES.get(config.model_config.architecture)
+        check_speculation(
+            config, asked=bool(options.speculative_tokens), adapters=bool(options.adapters)
+        )
         check_quantized(config)
         if options.adapters:
             check_adaptable(config)
@@ -147,6 +151,7 @@ def configured(options: EngineOptions, ring_folder: Path) -> VllmConfig:
         options.workspace_budget_bytes,
         lean_graphs=options.lean_graphs,
         gpu_taps=options.gpu_taps,
+        speculates=bool(options.speculative_tokens),
         server=os.getpid(),
     )
     if current_platform.is_cpu():
@@ -156,17 +161,6 @@ def configured(options: EngineOptions, ring_folder: Path) -> VllmConfig:
     else:
         _split_at_taps(config)
     return config
-
-
-def served_family(config: VllmConfig) -> Family | None:
-    """The family of the model; None if it is to be found by structure. Raises ValueError if it
-    cannot be served exactly."""
-    if config.speculative_config is not None:
-        raise ValueError(
-            "speculative decoding is not served: it computes rows of tokens that are then "
-            "rejected; give the model without its speculator"
-        )
-    return FAMILIES.get(config.model_config.architecture)
 
 
 async def describe(
@@ -251,6 +245,8 @@ def engine_args(options: EngineOptions) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in _VLLM_OPTIONS}
     args = {name: value for name, value in given.items() if value is not None}
     args |= lora_args(options.adapters)
+    if options.speculative_tokens:
+        args["speculative_config"] = dict(speculative_config(options.speculative_tokens))
     args["model"] = options.model_path
     args["enable_prompt_embeds"] = options.place_embeddings
     args["served_model_name"] = options.model_id  # As vLLM's metrics name it.
@@ -282,6 +278,9 @@ def _check_gpu_taps(config: VllmConfig, options: EngineOptions) -> None:
         )
     if config.compilation_config.max_cudagraph_capture_size is None:
         raise ValueError(f"{asked}vLLM captures none of this model: {leave}")
+    if options.speculative_tokens:
+        # What is sent of guessed tokens is cut after the step, when those graphs have made it.
+        raise ValueError(f"{asked}not with speculative_tokens: {leave}")
 
 
 def _check_fits(config: VllmConfig, options: EngineOptions) -> None:
@@ -327,6 +326,9 @@ def prepare_environment() -> None:
     # A forked worker would inherit gRPC's threads in an undefined state, and no LD_PRELOAD.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # Numba, by which vLLM guesses tokens ahead, would start OpenMP's threads beside those that
+    # compute the model, and both wait for ever. vLLM has it use one thread anyway.
+    os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
     if current_platform.is_cpu():
         # vLLM 0.32 saves its ahead-of-time compilation on CPU but cannot load it again
         # ("'function' object has no attribute 'finalize_loading'"), and so compiles at every start.

@@ -162,6 +162,12 @@ class TappedRun:
         self.reached = max(self.reached, end)
         self.at = end if self.at >= 0 else -1
 
+    def take_back(self, end: int) -> None:
+        """Of the last step only positions below this count. A score with memory has none from here
+        on, since it has seen others."""
+        if end < self.reached:
+            self.reached, self.at = end, -1
+
     def end(self, bank: VectorBank) -> None:
         """Lets go of all that the run holds."""
         if self.keys is not None:

@@ -9,7 +9,7 @@ forward pass. There the batch is final: whatever reordered it has run.
 import hashlib
 import inspect
 import logging
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from actserve_server.engine.vllm.replaying import Replaying
 from actserve_server.engine.vllm.ring import RingWriter
 from actserve_server.engine.vllm.sharding import AgreedGather, Shards, failed_on_any_rank
 from actserve_server.engine.vllm.shipping import ShippedRows, Shipper
+from actserve_server.engine.vllm.speculation import Guess, HeldStep
 from actserve_server.engine.vllm.step_batch import Batch, Model
 from actserve_server.engine.vllm.step_plan import Column, Planner, RoutedStep, RowBlock
 from actserve_server.engine.vllm.tapped_run import RunProjection, TappedRun
@@ -65,6 +66,8 @@ class WorkerConfig:
     lean_graphs: bool = True
     """Whether graphs with fewer taps are compiled beside the full one."""
     gpu_taps: str = GPU_TAPS_PIECES
+    speculates: bool = False
+    """Whether a step may have tokens that were guessed ahead."""
     server: int | None = None
     """The process that this worker is to end with."""
 
@@ -124,6 +127,9 @@ class TapWorker:
         self._bank = VectorBank(self.device, ours.vector_budget_bytes)
         self._planner = Planner(self._bank, self._model)
         self._runs: dict[str, TappedRun] = {}
+        self._speculates = ours.speculates
+        self._guessed: Mapping[str, Sequence[int]] = {}
+        self._held: HeldStep | None = None
         # Rows are the same on every tensor-parallel rank once gathered; one sends them.
         self._shipper = (
             Shipper(RingWriter(Path(ours.ring_folder)), self.device) if self.rank == 0 else None
@@ -196,9 +202,12 @@ class TapWorker:
         return self._bank.used_bytes
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        if scheduler_output.scheduled_spec_decode_tokens:
-            # Of a token that is rejected, the rows would be taken for those of its position.
+        self._guessed = scheduler_output.scheduled_spec_decode_tokens
+        if self._guessed and not self._speculates:
             raise RuntimeError("a step holds speculative tokens, which this worker does not serve")
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._fail_if(RuntimeError("nobody said which guessed tokens count"), held.keys)
         # Finished covers aborted; a preempted request is neither and keeps its run.
         for request_id in scheduler_output.finished_req_ids:
             self._end(request_id)
@@ -209,6 +218,13 @@ class TapWorker:
             if message and request.req_id not in self._runs:
                 self._start(request.req_id, message)
         return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+
+    def sample_tokens(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._try_to_send(held.keys, lambda: held.of_accepted(output))
+        return output
 
     def _start(self, request_id: str, message: dict[str, Any]) -> None:
         self._planner.forget()
@@ -300,14 +316,42 @@ class TapWorker:
         """`proven` tells, once the pass is over, whether it has made what is to be sent. An error
         fails these runs too, as the server is told. They go on here until it aborts them: other
         ranks do not know of it, and have no part in what is sent."""
+        guesses = self._guesses() if self._guessed else {}
+
+        def made() -> HeldStep | None:
+            made = HeldStep(self._shipped(step.blocks), step.receipts, step.keys, guesses)
+            if not guesses:
+                return made
+            self._held = made  # Until it is known which tokens count.
+            return None
+
+        self._try_to_send(step.keys, made, proven)
+
+    def _try_to_send(
+        self,
+        keys: Collection[int],
+        make: Callable[[], HeldStep | None],
+        proven: torch.Tensor | None = None,
+    ) -> None:
+        """Sends what is made, if anything is."""
         try:
-            blocks = self._shipped(step.blocks)
-            if self._shipper:
-                self._shipper.ship(blocks, step.receipts, proven)
+            made = make()
+            if made is not None and self._shipper:
+                self._shipper.ship(made.blocks, made.receipts, proven)
         except Exception as error:
-            log.exception("rows were not sent", extra={"runs": len(step.keys)})
+            log.exception("rows were not sent", extra={"runs": len(keys)})
             if self._shipper:
-                self._shipper.fail([*step.keys], type(error).__name__)
+                self._shipper.fail([*keys], type(error).__name__)
+
+    def _guesses(self) -> Mapping[str, Guess]:
+        """Of the runs of this step of which some tokens are guessed."""
+        batch = self._batch()
+        found = {batch.request_ids[index]: rows for index, rows in batch.tapped(self._runs)}
+        return {
+            name: Guess(rows.run, rows.end, len(self._guessed[name]))
+            for name, rows in found.items()
+            if self._guessed.get(name)
+        }
 
     def _shipped(self, blocks: Sequence[RowBlock]) -> list[ShippedRows]:
         shipped, error = [], None
