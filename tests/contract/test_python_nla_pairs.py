@@ -64,7 +64,7 @@ async def test_what_loading_failed_with_is_raised(
     with pytest.raises(actserve.ActserveError, match="4 GiB are wanted") as failed:
         await client.nla_pairs.load("tiny")
     assert failed.value.reason == "MEMORY_EXCEEDED"
-    with pytest.raises(actserve.NotFound, match="knows no pair .* it may load tiny"):
+    with pytest.raises(actserve.NotFound, match=r"knows no pair .* it may load tiny"):
         await client.nla_pairs.load("other")
 
 

@@ -178,6 +178,7 @@ async def test_taps_in_cuda_graphs_are_refused_on_a_cpu_before_the_model_is_load
         (replace(REPLAYING, lean_graphs=False), 512, "without lean_graphs"),
         (replace(REPLAYING, enforce_eager=True), 512, "with enforce_eager"),
         (REPLAYING, None, "vLLM captures none"),
+        (replace(REPLAYING, speculative_tokens=4), 512, "not with speculative_tokens"),
         (REPLAYING, 512, ""),
         (replace(OPTIONS, lean_graphs=False), None, ""),
     ],
