@@ -34,7 +34,7 @@ NOT_RUN = {
     "docs/nla.md": 3,  # trains for an hour; takes a server that may load pairs
     "docs/deployment.md": 5,  # what installs, or takes an image or a cluster
     "docs/operations.md": 1,  # what Prometheus reads, and OpenTelemetry's own command
-    "docs/replicas.md": 1,  # takes a database, and a model three times
+    "docs/replicas.md": 2,  # takes a database, and a model three times
     "docs/security.md": 6,  # makes a token; takes an image, an issuer, certificates; is written
     "docs/browser.md": 4,  # serves until it is stopped, and calls that server
     "docs/explorer.md": 1,  # serves until it is stopped
