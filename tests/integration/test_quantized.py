@@ -99,7 +99,7 @@ def test_rows_are_vllms_own_hidden_states_bit_by_bit(engine: InProcessEngine) ->
     def note(layer: int, _: Any, _args: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
         seen[layer] = (output[0] + output[1]).float()
 
-    layers = engine.model.get_submodule("model.layers")
+    layers: Any = engine.model.get_submodule("model.layers")
     hooks = [each.register_forward_hook(partial(note, layer)) for layer, each in enumerate(layers)]
     engine.forget()
     engine.run(make_run(PROMPT))

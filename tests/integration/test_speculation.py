@@ -190,8 +190,8 @@ def test_text_and_endings_are_those_without(compared: Compared) -> None:
         assert ours.token_ids == theirs.token_ids, run
         assert ours.text == theirs.text, run
         assert (ours.finish, ours.stopped_by) == (theirs.finish, theirs.stopped_by), run
-        told = [[each.logprob for each in result.logprobs] for result in (ours, theirs)]
-        np.testing.assert_allclose(*told, atol=1e-3)
+        mine, other = ([each.logprob for each in result.logprobs] for result in (ours, theirs))
+        np.testing.assert_allclose(mine, other, atol=1e-3)
         ends.add((ours.finish, type(ours.stopped_by)))
     assert ends == {
         (FinishReason.LENGTH, type(None)),

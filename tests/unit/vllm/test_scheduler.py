@@ -49,6 +49,7 @@ class _Vllms:
         )
 
     num_spec_tokens = 2
+    requests: dict[str, Any]
 
     def schedule(self) -> None:
         pass
@@ -63,8 +64,6 @@ class _Vllms:
 
 
 class _Scheduler(Salted, _Vllms):
-    requests: dict[str, Any]
-
     def read(self, readable: int | None) -> int:
         """How many tokens of the prompt are read by a request that may read so many."""
         request = _request(readable)

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig
-from vllm.model_executor.kernels.linear import (
-    HummingFP8ScaledMMLinearKernel,
-    MarlinFP8ScaledMMLinearKernel,
-)
+from vllm.model_executor.kernels.linear.scaled_mm.humming import HummingFP8ScaledMMLinearKernel
+from vllm.model_executor.kernels.linear.scaled_mm.marlin import MarlinFP8ScaledMMLinearKernel
 from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig
 from vllm.model_executor.layers.quantization.auto_gptq import AutoGPTQConfig
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import (
@@ -75,8 +73,7 @@ def _bits(quantization: Any) -> Iterable[tuple[int | None, int | None]]:
 
 
 def _integer_bits(arguments: Any) -> int | None:
-    whole = arguments is not None and arguments.type == "int"
-    return arguments.num_bits if whole else None
+    return arguments.num_bits if arguments is not None and arguments.type == "int" else None
 
 
 def _input_bits(scheme: Any) -> int | None:
