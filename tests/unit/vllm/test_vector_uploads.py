@@ -12,6 +12,7 @@ import pytest
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from actserve_server.domain.errors import ActserveError, Reason
+from actserve_server.domain.tensors import ElementType, rounded
 from actserve_server.engine.forms import Vectors
 from actserve_server.engine.vllm import vector_uploads
 from actserve_server.engine.vllm.bank import VectorBank
@@ -110,6 +111,19 @@ async def test_lasting_vectors_are_sent_once_for_calls_that_follow_each_other() 
     async with uploads.held([lasting]):
         assert llm.holds(lasting)
     assert len(llm.sizes) == 3
+
+
+async def test_vectors_of_16_bits_are_sent_and_held_in_half_the_bytes() -> None:
+    llm, kind = Llm(1 << 20), ElementType.BF16
+    numbers = _vectors(1, count=60).rows
+    assert numbers is not None
+    narrow = Vectors.of(numbers, element_type=kind)
+    async with _uploads(llm).held([narrow]):
+        assert llm.used_bytes == numbers.nbytes // 2
+        assert sum(llm.sizes) < numbers.nbytes
+        for rank in llm.ranks:
+            block = rank._bank.hold(replace(narrow, rows=None))
+            assert np.array_equal(rank._bank.rows(block).float().numpy(), rounded(numbers, kind))
 
 
 async def test_runs_of_other_calls_share_what_is_equal_and_upload_the_rest() -> None:
