@@ -269,6 +269,11 @@ async def stores(served: Served, name: str) -> bool:
     return await call.code() is grpc.StatusCode.OK
 
 
+async def what_watches_calls_is_read(served: Served) -> None:
+    """As it is soon after the start. Before, a call is refused rather than left unwatched."""
+    assert kinds(await collect(served.generation.Generate(generate())))[-1] == "finished"
+
+
 async def is_refused(served: Served, name: str) -> None:
     """Of what is to be stored alone; what needs no database goes on."""
     error = await failure(served.vectors.CreateSteeringVector(create(name)))
@@ -288,6 +293,7 @@ async def test_a_postgresql_that_stops_and_starts_is_used_again(
 ) -> None:
     async with serving(database_url=database_url) as served:
         assert await stores(served, "before")
+        await what_watches_calls_is_read(served)
         postgres.stop()
         try:
             await is_refused(served, "during")
@@ -303,6 +309,7 @@ async def test_a_folder_that_goes_and_comes_back_loses_nothing_that_was_acknowle
     data, away = tmp_path / "data", tmp_path / "away"
     async with serving(data_dir=data) as served:
         assert await stores(served, "before")
+        await what_watches_calls_is_read(served)
         os.rename(data, away)
         await is_refused(served, "during")
         # Nor is another one made in its place, such as on the disk below one that is not mounted.
@@ -320,6 +327,7 @@ async def test_a_database_that_takes_too_long_holds_up_nobody_else(
     monkeypatch.setattr(database_places, "BUSY_TIMEOUT_S", 1)
     async with serving(data_dir=tmp_path) as served:
         assert await stores(served, "before")
+        await what_watches_calls_is_read(served)
         with closing(sqlite3.connect(tmp_path / FILE, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             await is_refused(served, "during")
