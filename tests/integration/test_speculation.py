@@ -33,6 +33,8 @@ from tests.integration.in_process import InProcessEngine
 TOLERANCE = 1e-3
 GUESSED = 4
 TOKENS = 48
+BLOCK = 32
+"""Tokens in a block of the cache."""
 ATTENTION = 0.03
 SMALL_KV_BYTES = 1 << 20
 """Some 680 tokens, so that runs are preempted."""
@@ -77,7 +79,7 @@ def _engine(model: Path, guessed: int) -> EngineThread:
             max_model_len=CONTEXT,
             max_num_batched_tokens=64,
             max_num_seqs=16,
-            block_size=32,
+            block_size=BLOCK,
             kv_cache_memory_bytes=SMALL_KV_BYTES,
             enforce_eager=True,
             speculative_tokens=guessed,
@@ -145,6 +147,26 @@ def _mixed(runs: Sequence[Run]) -> Iterator[Run]:
             yield replace(again(run), sampling=replace(run.sampling, **changes))
 
 
+def _beginning(engine: EngineThread) -> Iterator[Sequence[Run]]:
+    """A prompt that comes again, when all but its last token is cached; and beside it runs whose
+    prompts have one token. vLLM would fill such up to the size of a step with guesses."""
+    (prompt,) = _RNG.integers(2, VOCABULARY, (1, BLOCK + 1)).tolist()
+    greedy = Sampling(temperature=0.0, max_tokens=8, ignore_eos=True)
+    seeded = replace(greedy, temperature=1.0, seed=3)
+    vector = np.random.default_rng(1).standard_normal(engine.info.width).astype(np.float32)
+    remembers = Condition(
+        Probe(Site(HookPoint.EMBEDDING), vector), Aggregator(reduction=ScoreReduction.MEAN), above=0
+    )
+    changed = Intervention((STREAM,), EVERYWHERE, Add(vector), when=remembers)
+    yield [make_run(prompt, sampling=greedy)]
+    yield [make_run(prompt, sampling=seeded)]
+    yield [
+        make_run(prompt, sites=[STREAM], sampling=greedy),
+        make_run(prompt, sampling=seeded),
+        *(make_run([token], changed, sampling=greedy) for token in prompt[:4]),
+    ]
+
+
 @dataclass(frozen=True)
 class Compared:
     runs: Sequence[Run]
@@ -163,7 +185,7 @@ def compared(model: Path) -> Compared:
     engine = _engine(model, 0)
     runs = _runs(engine)
     without = engine.run_all(runs)
-    groups = [runs, [*_ended(runs, without)], [*_mixed(runs)]]
+    groups = [runs, [*_ended(runs, without)], [*_mixed(runs)], *_beginning(engine)]
     for group in groups[1:]:
         without += engine.run_all(group)
     engine.close()

@@ -38,6 +38,7 @@ class _Vllms:
 
     def __init__(self, *layers: AttentionSpec) -> None:
         groups = [KVCacheGroupSpec([f"layer.{n}"], spec) for n, spec in enumerate(layers)]
+        self.scheduler_config = SimpleNamespace(max_num_seqs=3)
         self.cache_config = SimpleNamespace(
             enable_prefix_caching=True, prefix_caching_hash_algo="sha256"
         )
@@ -144,3 +145,8 @@ def test_nothing_is_guessed_beside_a_request_that_is_sampled(
         "yes": [],
         "sampled": [],
     }
+
+
+def test_vllm_is_told_to_guess_alike_whatever_begins(cached: _Scheduler) -> None:
+    """By the table without which it gives requests that begin guesses of no token."""
+    assert cached.dynamic_sd_lookup == [2] * 4

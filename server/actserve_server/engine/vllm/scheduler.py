@@ -94,6 +94,10 @@ class Salted:
     """Mixin before a vLLM scheduler class: what is cached is named by our salts, and read as far as
     a run may."""
 
+    # Of vLLM's scheduler.
+    num_spec_tokens: int
+    dynamic_sd_lookup: list[int] | None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         cache: Any = self.cache_config  # type: ignore[attr-defined]
@@ -104,6 +108,12 @@ class Salted:
             coordinator = self.kv_cache_manager.coordinator  # type: ignore[attr-defined]
             self._find = coordinator.find_longest_cache_hit
             coordinator.find_longest_cache_hit = self._find_readable
+        if self.num_spec_tokens:
+            # A table of how many tokens to guess by how many requests there are, here always all.
+            # Without one vLLM gives any request that begins with one token to compute, as where the
+            # rest is cached, guesses of no token at all, to have more steps of one shape.
+            most = self.scheduler_config.max_num_seqs  # type: ignore[attr-defined]
+            self.dynamic_sd_lookup = [self.num_spec_tokens] * (most + 1)
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         """vLLM's, which takes what was guessed ahead: here only of runs of which it may be."""
@@ -116,7 +126,7 @@ class Salted:
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """vLLM's, of a step without guesses where any request forbids them."""
         requests: dict[str, Request] = self.requests  # type: ignore[attr-defined]
-        if self.num_spec_tokens and any(guessing(each) is None for each in requests.values()):  # type: ignore[attr-defined]
+        if self.num_spec_tokens and any(guessing(each) is None for each in requests.values()):
             for request in requests.values():
                 request.spec_token_ids = []
         return super().schedule(*args, **kwargs)  # type: ignore[misc]
