@@ -307,6 +307,28 @@ def test_receipts_of_many_steps_and_edits_are_checked_together_as_one_by_one() -
     assert _refused(inbox).reason is Reason.INTERVENTION_INCOMPLETE
 
 
+def test_receipts_that_come_while_others_are_checked_are_due_like_any() -> None:
+    inbox = Inbox([], edits_of(change(ADD, "q.0"), change(ADD, "q.0")))
+
+    class Interrupted(np.ndarray):
+        """The collector's thread runs while the loop counts these."""
+
+        def __len__(self) -> int:
+            if coming:
+                _applied(inbox, dict.fromkeys(coming, (1, 0.5)), number=1)
+                coming.clear()
+            return super().__len__()
+
+    first = np.zeros(1, np.int64).view(Interrupted)
+    coming: list[int] = []
+    inbox.put_receipts(first, np.zeros(1, np.int64), np.array([[1, 0.5, 1, 0]], np.float32))
+    coming += range(DUE_RECEIPTS)
+    inbox.take(1)
+    assert inbox.due()
+    inbox.take(1)
+    assert not inbox.due()
+
+
 def test_a_run_that_wants_its_rows_at_once_takes_each_as_it_comes() -> None:
     inbox = Inbox([EVERYWHERE], [], at_once=True)
     assert not inbox.due()

@@ -166,10 +166,10 @@ class Inbox:
         self._captures = [_CaptureLog(Cursor(spans)) for spans in captures]
         self._edits = edits
         self._logs = [_EditLog(Cursor(edit.selection.spans)) for edit in edits]
+        # Each is counted by one side alone, which may be interrupted by the other.
         self._arrived_bytes, self._taken_bytes = 0, 0
+        self._arrived_receipts, self._checked_receipts = 0, 0
         self._taken_at = time.monotonic()
-        self._unchecked = 0
-        """How many receipts there are."""
         self._failure: str | None = None
         self._distrusts_reused = False
         self._arrived = asyncio.Event()
@@ -184,7 +184,7 @@ class Inbox:
 
     def put_receipts(self, edits: np.ndarray, positions: np.ndarray, changes: np.ndarray) -> None:
         self._receipts.append((edits, positions, changes))
-        self._unchecked += len(edits)
+        self._arrived_receipts += len(edits)
 
     def fail(self, why: str) -> None:
         self._failure = why
@@ -210,7 +210,8 @@ class Inbox:
 
     def due(self) -> bool:
         """Whether what has arrived is worth taking, or the run has failed."""
-        if self._failure is not None or self._unchecked >= DUE_RECEIPTS:
+        unchecked = self._arrived_receipts - self._checked_receipts
+        if self._failure is not None or unchecked >= DUE_RECEIPTS:
             return True
         waiting = self._arrived_bytes - self._taken_bytes
         return waiting > 0 and (
@@ -287,7 +288,7 @@ class Inbox:
         if not self._receipts:
             return
         taken = [self._receipts.popleft() for _ in range(len(self._receipts))]
-        self._unchecked -= sum(len(each) for each, *_ in taken)
+        self._checked_receipts += sum(len(each) for each, *_ in taken)
         edits, positions, changes = (np.concatenate(each) for each in zip(*taken, strict=True))
         # Of each edit together, as they came: a run may have thousands of edits.
         order = np.argsort(edits, kind="stable")
