@@ -124,6 +124,13 @@ def test_features_that_are_none_are_refused(client: Any, features: Any) -> None:
         client.features.chosen(TEXT, "tiny", features)
 
 
+def test_a_feature_that_the_dictionary_does_not_have_is_not_told_as_zero(client: Any) -> None:
+    last = client.dictionaries.get("tiny").features - 1
+    client.features.chosen(TEXT, "tiny", last)
+    with pytest.raises(InvalidRequest, match=rf"no feature {last + 1}; .* from 0 to {last}"):
+        client.features.chosen(TEXT, "tiny", [0, last + 1])
+
+
 def test_a_dictionary_without_zeros_has_no_active_features(client: Any, model: Model) -> None:
     model.dictionaries.stored["models/big/dictionaries/tiny"].ClearField("relu")
     with pytest.raises(InvalidRequest, match="no activation"):

@@ -311,7 +311,7 @@ async def test_nobody_uploads_unless_the_operator_allows_it(store: dict[str, str
     async with serving(engine(), **store) as served:
         refused = await failure(served.dictionaries.BeginUpload(Sent().request))
         assert refused.reason == "STORE_QUOTA_EXCEEDED"
-        assert "max_dictionary_bytes" in refused.message
+        assert "--max-dictionary-bytes" in refused.message
 
 
 async def test_an_upload_counts_from_its_beginning(store: dict[str, str]) -> None:

@@ -51,6 +51,19 @@ def checked_sparse(dictionary: StoredDictionary) -> StoredDictionary:
     return dictionary
 
 
+def check_among(features: Sequence[int], dictionary: StoredDictionary) -> None:
+    """Raises `InvalidRequest` for one that the dictionary does not have: it would read as zero."""
+    last = dictionary.features - 1
+    for feature in features:
+        if feature > last:
+            raise InvalidRequest(
+                f"there is no feature {feature}; the dictionary {dictionary.id!r} has "
+                f"{dictionary.features}, from 0 to {last}",
+                reason="FIELD_INVALID",
+                path=("features",),
+            )
+
+
 def is_whole(rows: SparseRows, dictionary: StoredDictionary) -> bool:
     """Whether no row has more active features than were sent."""
     sent = rows.values.shape[1]

@@ -375,8 +375,13 @@ class StoredDictionaries:
         own_count, own = map(int, connection.execute(held.where(table.account == whose)).one())
         # Of what others store nothing is told but that there is no room.
         if quota.max_bytes == 0:
-            problem = "this server lets nobody upload dictionaries (max_dictionary_bytes is 0)"
-        elif own_count >= most:
+            raise ActserveError(
+                Reason.STORE_QUOTA_EXCEEDED,
+                "this server lets nobody upload dictionaries: its operator has to start it with "
+                "--max-dictionary-bytes above 0",
+                metadata={"bytes": wanted, "stored_bytes": own, "limit": 0},
+            )
+        if own_count >= most:
             problem = f"{own_count} dictionaries are stored or uploaded, and at most {most} may be"
         elif own + wanted > max_bytes:
             problem = (
@@ -433,7 +438,7 @@ def unknown(
     model_id: str, dictionary: str, known: Iterable[str], field: FieldPath
 ) -> ActserveError:
     """There is no such dictionary; near ones of `known` are told."""
-    hint = "upload it, or list those that are there"
+    hint = "upload it, list those that are there, or start the server with --dictionary"
     if near := difflib.get_close_matches(dictionary, [*known], _NEAR):
         hint = f"did you mean {' or '.join(map(repr, near))}?"
     return not_found(f"models/{model_id}/dictionaries/{dictionary}", field, hint)

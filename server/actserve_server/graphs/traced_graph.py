@@ -135,14 +135,16 @@ GATED = frozenset(
         "Qwen3ForCausalLM",
     }
 )
-"""Architectures whose MLPs have gates, one MLP to a layer; the first is made up."""
+"""Architectures whose graphs are served: their MLPs have gates, one MLP to a layer. The first is
+made up."""
 
 
 def unserved(info: ModelInfo) -> str:
     """Why no graphs are made of a model; empty where they are."""
     if info.architecture in GATED:
         return ""
-    return f"{info.architecture} has no gated MLPs, one to a layer, whose neurons are nodes"
+    served = ", ".join(sorted(GATED - {"FakeForCausalLM"}))
+    return f"{info.architecture} is none of those of which graphs are made: {served}"
 
 
 class Tracer(Protocol):

@@ -16,6 +16,7 @@ from actserve._feature_rows import (
     DOSE,
     FIRST_SENT,
     MORE_SENT,
+    check_among,
     checked_count,
     checked_features,
     checked_sparse,
@@ -106,6 +107,7 @@ class Features:
         """
         named = feature_indices(features)
         of = checked_sparse(self._client.dictionaries.get(dictionary, timeout=timeout))
+        check_among(named, of)
         acts = self._whole(prompt, of, positions, intervene, timeout)
         labels = self._labels_of(of, timeout)
         if isinstance(acts, list):
