@@ -1,7 +1,7 @@
 """Rows reach the inbox of their run, and nobody waits for what has already come."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -158,6 +158,36 @@ async def test_rows_of_several_steps_reach_each_run_together(pair: Pair) -> None
         assert [len(block.positions) for block in of_both] == [4]
         assert _rows(of_both) == [(key, position) for position in range(4)]
         assert len(of_one) == (key == 2)
+
+
+async def test_rows_reach_their_run_while_the_worker_goes_on_to_write(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a run would wait for the end of all others, and what is held for it would grow."""
+    inbox, most = Inbox([ALL.spans], []), 10
+    pair.open(1, inbox)
+    reader, position = RingReader(capacity=1 << 16), 0
+    monkeypatch.setattr(collector, "HELD_BYTES", 1 << 10)
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal position
+        for record in reader.take():
+            yield record
+            if inbox.complete(most):
+                break
+            assert position < 100
+            position += 1
+            endless_writer.send((1, position), wake=False)
+
+    endless_writer = Pair(pair.collector, RingWriter(reader.folder), [])
+    endless_writer.send((1, 0), wake=False)
+    pair.send((1, 0), wake=False)
+    monkeypatch.setattr(pair.collector._reader, "take", endless)
+    pair.collector.collect(now=True)
+    assert inbox.complete(most)
+    pair.collector.check()
+    reader.close()
+    reader.release()
 
 
 async def test_whoever_wants_rows_at_once_has_those_of_every_step_at_once(pair: Pair) -> None:

@@ -31,6 +31,10 @@ are handed to their runs together."""
 JOINED_BYTES = 64 << 10
 """Of the largest record that is joined with others of its kind."""
 
+HELD_BYTES = 1 << 20
+"""So much is copied out of the ring to be joined. The worker may go on to write, and nobody is to
+wait for the end of that."""
+
 
 class Collector:
     """Copies each run's rows out of the ring, once, and wakes the runs that wait: on the event loop
@@ -124,15 +128,21 @@ class Collector:
             if waiting := self._reader.waiting:
                 self._filled(waiting / self._reader.capacity)
             small: dict[tuple[int, ...], list[Any]] = {}
+            held = 0
             for data in self._reader.take():
                 # The ring has room for others again as soon as the next one is asked for.
                 record = read(data.copy() if len(data) <= JOINED_BYTES else data)
                 if len(data) <= JOINED_BYTES and not isinstance(record, FailureRecord):
                     small.setdefault(record.kind, []).append(record)
-                    continue
+                    held += len(data)
+                    if held < HELD_BYTES:
+                        continue
+                    record = None
                 # In order: what comes after belongs to later steps.
                 self._put_joined(small, wake)
-                self._put(record, wake)
+                held = 0
+                if record is not None:
+                    self._put(record, wake)
             self._put_joined(small, wake)
             self._collected = time.monotonic()
         except BaseException as error:
