@@ -23,6 +23,7 @@ class Core(nn.Module):
         self.impl = SimpleNamespace(scale=0.25, **impl)
         self.attn_type: Any = AttentionType.DECODER
         self.sliding_window: int | None = None
+        self.kv_cache_dtype = "auto"
         vars(self).update(fields)
 
 
@@ -72,8 +73,9 @@ def test_every_layer_has_its_own_rule() -> None:
         (Core({}, attn_type="encoder"), "layer 1 has attention of type encoder"),
         (Core({"alibi_slopes": torch.ones(4)}), "layer 1 adds ALiBi"),
         (Core({}, kv_sharing_target_layer_name="0"), "layer 1 reads the keys of another layer"),
+        (Core({}, kv_cache_dtype="fp8"), "layer 1 reads its keys as fp8"),
     ],
-    ids=["bidirectional", "by name", "alibi", "shared keys"],
+    ids=["bidirectional", "by name", "alibi", "shared keys", "rounded keys"],
 )
 def test_attention_that_cannot_be_reproduced_is_not_described(core: Core, reason: str) -> None:
     found = _described(Core({}), core)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from torch import nn
+from vllm.utils.torch_utils import is_quantized_kv_cache
 
 from actserve_server.domain.attention_rules import AttentionRule
 from actserve_server.domain.sites import HookPoint
@@ -48,6 +49,9 @@ def _not_reproducible(core: Any) -> str:
         return "adds ALiBi biases to its scores"
     if getattr(core, "kv_sharing_target_layer_name", None):
         return "reads the keys of another layer"
+    if is_quantized_kv_cache(core.kv_cache_dtype):
+        # A checkpoint may say so. What is read are the keys before that.
+        return f"reads its keys as {core.kv_cache_dtype}, to which they were rounded"
     return ""
 
 
