@@ -11,6 +11,7 @@ import pytest
 
 from examples import (
     attribution_of_facts,
+    counting_characters,
     features_of_a_text,
     injected_thoughts,
     planning_ahead,
@@ -22,6 +23,7 @@ from tests.integration.conftest import Served
 @pytest.mark.parametrize(
     ("example", "picture"),
     [
+        (counting_characters, "counting-characters.svg"),
         (features_of_a_text, "features-of-a-text.svg"),
         (injected_thoughts, "injected-thoughts.svg"),
         (planning_ahead, "planning-ahead.svg"),
