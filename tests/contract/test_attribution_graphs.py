@@ -213,6 +213,25 @@ async def test_work_of_a_server_that_was_killed_is_over_after_a_while() -> None:
     assert "the server ended" in told.error.message
 
 
+async def test_work_that_ends_while_it_is_asked_for_is_not_told_as_that_of_a_dead_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    get = GraphRegistry.get
+
+    async def made_meanwhile(self: GraphRegistry, *of: Any) -> Any:
+        read = await get(self, *of)
+        while served.app.graphs.work._jobs:
+            await asyncio.sleep(0.01)
+        return read
+
+    async with serving() as served:
+        slow(served, 0.05)
+        await served.graphs.CreateAttributionGraph(create())
+        monkeypatch.setattr(GraphRegistry, "get", made_meanwhile)
+        served.app.graphs.registry._lease_s = 0.0  # As if it was too busy to say that it lives.
+        assert (await got(served)).work.state == work_pb2.WORK_STATE_SUCCEEDED
+
+
 async def test_a_graph_is_gone_after_its_time() -> None:
     async with serving(max_graph_seconds=1) as served:
         await served.graphs.CreateAttributionGraph(create())

@@ -93,6 +93,8 @@ class AttributionGraphServicer(attribution_graph_service_pb2_grpc.AttributionGra
         if after and not ID.fullmatch(after):
             raise pages.not_ours()
         found = await self._registry.list(self._tenant(), after, size + 1)
+        if any(map(self._seems_lost, found)):
+            found = await self._registry.list(self._tenant(), after, size + 1)
         page = list(chunks.fitting(map(self._to_wire, found[:size])))
         more = found[len(page) - 1].id if len(found) > len(page) else ""
         return pb.ListAttributionGraphsResponse(
@@ -132,7 +134,15 @@ class AttributionGraphServicer(attribution_graph_service_pb2_grpc.AttributionGra
         yield pb.WatchAttributionGraphResponse(finished=pb.AttributionGraphFinished())
 
     async def _stored(self, name: str) -> StoredGraph:
-        return await self._registry.get(self._tenant(), self._id(name))
+        stored = await self._registry.get(self._tenant(), self._id(name))
+        if self._seems_lost(stored):
+            stored = await self._registry.get(self._tenant(), self._id(name))
+        return stored
+
+    def _seems_lost(self, stored: StoredGraph) -> bool:
+        """Whether nobody makes it any more; or this server has, since it was read: then reading it
+        again tells."""
+        return stored.is_lost and self._work.progress(stored) is None
 
     def _tenant(self) -> str:
         return current_call().principal.tenant
