@@ -220,8 +220,7 @@ async def test_work_that_ends_while_it_is_asked_for_is_not_told_as_that_of_a_dea
 
     async def made_meanwhile(self: GraphRegistry, *of: Any) -> Any:
         read = await get(self, *of)
-        while served.app.graphs.work._jobs:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: not served.app.graphs.work._jobs)
         return read
 
     async with serving() as served:
