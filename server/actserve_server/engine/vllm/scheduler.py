@@ -95,7 +95,7 @@ class Salted:
     a run may."""
 
     # Of vLLM's scheduler.
-    num_spec_tokens: int
+    num_spec_tokens: int = 0
     dynamic_sd_lookup: list[int] | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
