@@ -2,7 +2,9 @@
 checkpoint stands for; what reads weights itself refuses them: on tiny Llamas in every format that
 vLLM's build for CPUs runs."""
 
+import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,19 @@ from actserve_server.engine.selftest import self_test
 from actserve_server.engine.vllm.options import EngineOptions
 from tests.integration import quantized
 from tests.integration.families import CONTEXT, FAMILIES, VOCABULARY, make_checkpoint
-from tests.integration.harness import EngineThread, at, every_site, make_run, relative_errors
+from tests.integration.harness import (
+    ALL,
+    EngineThread,
+    Result,
+    again,
+    at,
+    collect,
+    every_site,
+    greedy,
+    make_run,
+    relative_errors,
+    started,
+)
 from tests.integration.in_process import InProcessEngine
 from tests.integration.quantized import Format
 from tests.integration.reference import Reference
@@ -136,6 +150,29 @@ def test_rows_are_those_of_the_values_that_the_checkpoint_stands_for(
 def _edit(engine: EngineThread) -> Intervention:
     vector = np.random.default_rng(3).standard_normal(engine.info.width).astype(np.float32)
     return Intervention((STREAM,), at(5, 30, 49), Add(vector, 3.0))
+
+
+def test_what_others_steer_and_cancel_changes_no_row(form: Format, engine: EngineThread) -> None:
+    """Inputs of 8 bits are rounded by a scale of their own token, whatever else is in the step."""
+    sites, width = every_site(engine.info), engine.info.width
+    mine = make_run(PROMPT, _edit(engine), sites=sites, sampling=greedy(12))
+    engine.forget()
+    alone = engine.run(mine)
+    huge = np.random.default_rng(4).standard_normal(width).astype(np.float32) * 1e3
+    steered = Intervention((Site(HookPoint.EMBEDDING),), ALL, Add(huge))
+    other = replace(make_run(PROMPT, steered, sampling=greedy(40)), tenant="other")
+
+    async def beside() -> Result:
+        run = asyncio.ensure_future(collect(engine.engine, again(mine)))
+        await asyncio.gather(*(started(engine.engine, again(other)) for _ in range(6)))
+        return await run
+
+    for _ in range(2):  # The second time the caches hold what each has left.
+        together = engine.call(beside())
+        assert together.token_ids == alone.token_ids
+        for site in sites:
+            errors = relative_errors(together.rows[site], alone.rows[site])
+            assert errors.max() <= TOLERANCE[form.name], site
 
 
 def test_the_self_test_finds_nothing(engine: EngineThread) -> None:

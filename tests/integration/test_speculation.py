@@ -2,6 +2,7 @@
 are those without, also where guesses are rejected, runs are preempted, and texts end in the middle
 of what was guessed."""
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +18,18 @@ from actserve_server.domain.probes import Aggregator, Probe, ScoreReduction
 from actserve_server.domain.runs import Capture, FinishReason, Intervention, Run, Sampling, Unembed
 from actserve_server.domain.sites import HookPoint, Site
 from actserve_server.engine.selftest import self_test
+from actserve_server.engine.vllm.engine import VllmEngine
 from actserve_server.engine.vllm.options import EngineOptions
 from tests.integration.families import CONTEXT, FAMILIES, VOCABULARY, make_checkpoint
 from tests.integration.harness import (
     EngineThread,
     Result,
     again,
+    collect,
     every_site,
     make_run,
     relative_errors,
+    started,
     vllm_counter,
 )
 from tests.integration.in_process import InProcessEngine
@@ -167,12 +171,25 @@ def _beginning(engine: EngineThread) -> Iterator[Sequence[Run]]:
     ]
 
 
+async def _beside_others(engine: VllmEngine, runs: Sequence[Run]) -> list[Result]:
+    """The same runs, while another tenant begins the same prompts steered, and cancels them."""
+    vector = np.random.default_rng(4).standard_normal(engine.info.width).astype(np.float32)
+    steered = Intervention((STREAM,), EVERYWHERE, Add(vector, 50.0))
+    mine = [asyncio.ensure_future(collect(engine, again(run))) for run in runs]
+    for run in runs:
+        other = replace(run, captures=(), interventions=(steered,), tenant="other")
+        await started(engine, again(other))
+    return await asyncio.gather(*mine)
+
+
 @dataclass(frozen=True)
 class Compared:
     runs: Sequence[Run]
     without: Sequence[Result]
     guessed: Sequence[Result]
     """The same runs with tokens guessed ahead."""
+    beside: Sequence[Result]
+    """The first of them once more, with others that are cancelled."""
     preemptions: float
     """While these ran."""
     drafted: float
@@ -195,10 +212,11 @@ def compared(model: Path) -> Compared:
     for group in groups:
         guessed += engine.run_all(map(again, group))
     counted = [vllm_counter(name) - was for name, was in zip(COUNTERS, before, strict=True)]
+    beside = engine.call(_beside_others(engine.engine, runs))
     assert engine.call(self_test(engine.engine)).failures == {}
     engine.close()
     every = [run for group in groups for run in group]
-    return Compared(every, without, guessed, *counted)
+    return Compared(every, without, guessed, beside, *counted)
 
 
 def test_some_guesses_are_accepted_and_some_not_and_runs_are_preempted(compared: Compared) -> None:
@@ -246,4 +264,6 @@ def test_receipts_are_those_without(compared: Compared) -> None:
 
 
 def _each(compared: Compared) -> Iterator[tuple[Run, Result, Result]]:
-    return zip(compared.runs, compared.guessed, compared.without, strict=True)
+    """Each run, what it gives with guesses, and what without."""
+    yield from zip(compared.runs, compared.guessed, compared.without, strict=True)
+    yield from zip(compared.runs, compared.beside, compared.without, strict=False)

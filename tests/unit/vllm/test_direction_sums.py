@@ -100,6 +100,24 @@ def test_only_rows_of_near_equals_are_computed_twice(
     assert sum(computed_again) == uncertain
 
 
+@pytest.mark.parametrize("activation", [ReLU(), JumpReLU(HIGH), TopK(20)])
+def test_a_row_says_the_same_alone_and_beside_whatever_others_are_steered_to(
+    activation: Activation,
+) -> None:
+    rng = np.random.default_rng(3)
+    rows = rounded(rng.standard_normal((ROWS, WIDTH)).astype(np.float32), ElementType.BF16)
+    encoder = rng.standard_normal((16 * DIRECTIONS, WIDTH)).astype(np.float32)
+    high = np.full(len(encoder), 5, np.float32)
+    alike = JumpReLU(high) if isinstance(activation, JumpReLU) else activation
+    projected = Projected(replace(PLAIN, directions=encoder, activation=alike), 20)
+    alone = np.concatenate([by_worker(projected, row[None]) for row in rows[::2]])
+    rows[1::2] *= rng.choice([0, 1e-30, 1e30, np.nan], (len(rows[1::2]), 1))
+    beside = by_worker(projected, rows)[::2]
+    (values, columns), (others, theirs) = map(projected.split, (alone, beside))
+    np.testing.assert_array_equal(columns, theirs)
+    np.testing.assert_allclose(values, others, rtol=1e-6)
+
+
 def test_what_is_not_a_number_is_seen() -> None:
     rows = WHOLE.copy()
     rows[3, 2], rows[5, 0] = np.nan, np.inf
