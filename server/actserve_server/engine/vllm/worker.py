@@ -9,7 +9,8 @@ forward pass. There the batch is final: whatever reordered it has run.
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -223,7 +224,10 @@ class TapWorker:
         output = super().sample_tokens(*args, **kwargs)  # type: ignore[misc]
         if self._held is not None:
             held, self._held = self._held, None
-            self._try_to_send(held.keys, lambda: held.of_accepted(output))
+            with self._sending(held.keys):
+                accepted = held.of_accepted(output)
+                if self._shipper:
+                    self._shipper.ship(accepted.blocks, accepted.receipts)
         return output
 
     def _start(self, request_id: str, message: dict[str, Any]) -> None:
@@ -316,28 +320,19 @@ class TapWorker:
         """`proven` tells, once the pass is over, whether it has made what is to be sent. An error
         fails these runs too, as the server is told. They go on here until it aborts them: other
         ranks do not know of it, and have no part in what is sent."""
-        guesses = self._guesses() if self._guessed else {}
-
-        def made() -> HeldStep | None:
+        with self._sending(step.keys):
+            guesses = self._guesses() if self._guessed else {}
             made = HeldStep(self._shipped(step.blocks), step.receipts, step.keys, guesses)
-            if not guesses:
-                return made
-            self._held = made  # Until it is known which tokens count.
-            return None
-
-        self._try_to_send(step.keys, made, proven)
-
-    def _try_to_send(
-        self,
-        keys: Collection[int],
-        make: Callable[[], HeldStep | None],
-        proven: torch.Tensor | None = None,
-    ) -> None:
-        """Sends what is made, if anything is."""
-        try:
-            made = make()
-            if made is not None and self._shipper:
+            if guesses:
+                self._held = made  # Until it is known which tokens count.
+            elif self._shipper:
                 self._shipper.ship(made.blocks, made.receipts, proven)
+
+    @contextmanager
+    def _sending(self, keys: Collection[int]) -> Iterator[None]:
+        """Tells the server of these runs if what is made of them inside cannot be sent."""
+        try:
+            yield
         except Exception as error:
             log.exception("rows were not sent", extra={"runs": len(keys)})
             if self._shipper:
