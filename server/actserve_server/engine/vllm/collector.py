@@ -23,7 +23,6 @@ from actserve_server.engine.vllm.ring import QUIET_BYTES, RingReader
 
 log = structlog.get_logger("actserve.collector")
 
-
 COLLECT_S = 0.05
 """How long rows may lie in the ring where nobody is in need of them, so that those of several steps
 are handed to their runs together."""
@@ -131,18 +130,16 @@ class Collector:
             held = 0
             for data in self._reader.take():
                 # The ring has room for others again as soon as the next one is asked for.
-                record = read(data.copy() if len(data) <= JOINED_BYTES else data)
-                if len(data) <= JOINED_BYTES and not isinstance(record, FailureRecord):
+                is_small = len(data) <= JOINED_BYTES
+                record = read(data.copy() if is_small else data)
+                if is_small and not isinstance(record, FailureRecord) and held < HELD_BYTES:
                     small.setdefault(record.kind, []).append(record)
                     held += len(data)
-                    if held < HELD_BYTES:
-                        continue
-                    record = None
+                    continue
                 # In order: what comes after belongs to later steps.
                 self._put_joined(small, wake)
+                self._put(record, wake)
                 held = 0
-                if record is not None:
-                    self._put(record, wake)
             self._put_joined(small, wake)
             self._collected = time.monotonic()
         except BaseException as error:

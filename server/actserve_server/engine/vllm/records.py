@@ -31,6 +31,7 @@ class RowsRecord:
     """Rows of several runs that read the same sites."""
 
     TABLES: ClassVar = ("keys", "positions", "data")
+    """What has an entry for each row."""
 
     number: int
     """Of the capture of these runs."""
@@ -43,6 +44,7 @@ class RowsRecord:
 
     @property
     def kind(self) -> tuple[int, ...]:
+        """Records of which it is equal may be `joined`."""
         return (self.number, *self.row_bytes)
 
 
@@ -51,8 +53,9 @@ class ReceiptsRecord:
     """What edits did: int64 [n] each, and float32 [n, 4] as `step_plan.Receipts.changes`."""
 
     TABLES: ClassVar = ("keys", "edits", "positions", "changes")
-
     kind: ClassVar[tuple[int, ...]] = ()
+    """As of `RowsRecord`."""
+
     keys: np.ndarray
     edits: np.ndarray
     positions: np.ndarray

@@ -292,7 +292,7 @@ class EditedRows:
         if room is None or room.shape != (2, sites, rows, width):
             room = self._room = self.changes.new_empty((2, sites, rows, width))
         for place, each in zip(room, zip(*self._waiting, strict=True), strict=True):
-            torch.stack([rows.float() for rows in each], out=place)
+            torch.stack([part.float() for part in each], out=place)
         self._waiting.clear()
         before, after = room.view(2, -1, width)
         heads = 1 if self.heads is None else len(self.heads)
