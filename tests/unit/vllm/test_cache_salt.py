@@ -374,6 +374,8 @@ def test_the_check_at_start_refuses_any_other_names(keys: Callable[..., object])
 
 
 class _VllmsScheduler:
+    num_spec_tokens = 0
+
     def __init__(self, *, enable_prefix_caching: bool) -> None:
         self.cache_config = SimpleNamespace(
             enable_prefix_caching=enable_prefix_caching, prefix_caching_hash_algo=ALGORITHM

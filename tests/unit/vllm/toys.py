@@ -55,6 +55,7 @@ class Core(nn.Module, AttentionLayerBase):
 
     num_heads, head_size = HEADS, HEAD_WIDTH
     attn_type, sliding_window = "decoder", None
+    kv_cache_dtype = "auto"
     impl: Any = SimpleNamespace(scale=0.5)
 
     def get_attn_backend(self) -> Any: ...

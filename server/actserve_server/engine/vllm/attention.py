@@ -49,10 +49,9 @@ def _not_reproducible(core: Any) -> str:
         return "adds ALiBi biases to its scores"
     if getattr(core, "kv_sharing_target_layer_name", None):
         return "reads the keys of another layer"
-    kept = getattr(core, "kv_cache_dtype", "auto")
-    if is_quantized_kv_cache(kept):
+    if is_quantized_kv_cache(core.kv_cache_dtype):
         # A checkpoint may say so. What is read are the keys before that.
-        return f"reads its keys as {kept}, to which they were rounded"
+        return f"reads its keys as {core.kv_cache_dtype}, to which they were rounded"
     return ""
 
 

@@ -108,7 +108,7 @@ class Salted:
             coordinator = self.kv_cache_manager.coordinator  # type: ignore[attr-defined]
             self._find = coordinator.find_longest_cache_hit
             coordinator.find_longest_cache_hit = self._find_readable
-        if getattr(self, "num_spec_tokens", 0):
+        if self.num_spec_tokens:
             # A table of how many tokens to guess by how many requests there are, here always all.
             # Without one vLLM gives any request that begins with one token to compute, as where the
             # rest is cached, guesses of no token at all, to have more steps of one shape.
