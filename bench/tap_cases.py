@@ -278,7 +278,7 @@ EXACT = (Kernel.ADD, Kernel.REPLACE)
 
 
 def cases(width: int, rows: int) -> Iterator[TapCase]:
-    """Every place, load and element type, and every kernel by itself."""
+    """One case for each combination of place, load and element type, and one for each kernel."""
     for dtype in DTYPES:
         for load in LOADS:
             yield TapCase("pair", load, dtype, width, rows)

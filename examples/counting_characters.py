@@ -65,7 +65,7 @@ class Found:
     explained: np.ndarray
     """Of the count by rows of each site."""
     beyond: np.ndarray
-    """Of what the number of tokens leaves of it, by rows of each site."""
+    """By rows of each site, of the part of the count that the number of tokens does not explain."""
     shuffled: np.ndarray
     """Of the count by what was fitted to shuffled counts."""
     curve: np.ndarray

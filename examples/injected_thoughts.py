@@ -26,7 +26,7 @@ import actserve
 THOUGHTS = ("ocean", "music", "war", "love", "money", "bread", "winter", "school")
 SITE = "resid_post.10"
 DOSES = (0.0, 0.1, 0.2, 0.3, 0.4)
-"""Of the mean length of the question's rows."""
+"""How long the added vector is, as a part of the mean norm of the question's rows."""
 RANDOM = 8
 
 REPORT = "Question: A thought was put into your mind. What is it about?\nAnswer: It is about the"

@@ -60,7 +60,7 @@ The baker made a loaf of | bread cake | and took it with him to his | bed lake
 A king was standing by the | door wall | and he had fallen on the | floor hall
 The child was playing with a | ball toy | and she was friendly to us | all boy
 """
-"""A first line, two words that may end it, a second line, and of each word a rhyme to end that."""
+"""Couplets: the first line, two words that may end it, the second line, and the rhyme to each."""
 DRAWS = 2000
 
 
@@ -105,9 +105,10 @@ class Found:
 
     def __str__(self) -> str:
         return (
-            f"an article that suits the noun to come, of all pairs: {self.article}\n"
-            f"a rhyme where its line ends, in nats: {self.ending}\n"
-            f"a rhyme where its line begins, in nats: {self.beginning}"
+            f"how often the article suits the noun that follows: {self.article}\n"
+            "log probability that the rhyme gains from the first line's last word, in nats\n"
+            f"  at the end of the second line: {self.ending}\n"
+            f"  at its beginning: {self.beginning}"
         )
 
 

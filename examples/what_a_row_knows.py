@@ -37,7 +37,8 @@ class Found:
     """The highest of any shuffle and depth."""
 
     def check(self) -> None:
-        """A row has its own token from the start, and gains the noun. Raises `AssertionError`."""
+        """Raises `AssertionError` unless rows tell their own token at every depth, and the noun
+        before it only after attention."""
         assert self.own.min() > 0.9, f"a row does not know its own token: {self.own}"
         assert self.before[0] <= self.highest, f"known before any attention: {self.before[0]:.2f}"
         assert self.before.max() > 2 * self.highest, f"{self.before}, by chance {self.highest:.2f}"

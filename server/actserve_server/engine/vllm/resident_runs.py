@@ -136,7 +136,7 @@ class ResidentRuns:
         self.tables.clock[:1].add_(1)
 
     def clear(self) -> None:
-        """Before a pass that is not to be read or changed."""
+        """Before a pass in which no row is read or changed: no row belongs to any run."""
         self.tables.row_run.fill_(NOBODY)
 
     def _write_run(self, resident: _Resident) -> None:
@@ -236,14 +236,15 @@ def _edit_why_not(edit: Edit, model: Model) -> str:
     if form.reads is not None:
         return "an edit reads features"
     if form.kernel is Kernel.LINEAR and count > 2 * MAX_RANK:
-        return f"a projection has {count // 2} directions, and {MAX_RANK} are served"
+        return f"a projection has {count // 2} directions, more than the {MAX_RANK} that fit"
     if form.kernel is Kernel.FEATURES and count > SCALARS:
-        return f"an edit has {count} features, and {SCALARS} are served"
+        return f"an edit changes {count} features, more than the {SCALARS} that fit"
     for site in edit.sites:
         if site in model.shards:
             return f"rows of {site.site} are split over ranks"
         if model.widths[site] > WIDEST:
-            return f"rows of {site.site} are {model.widths[site]} wide, and {WIDEST} are served"
+            wide = model.widths[site]
+            return f"rows of {site.site} are {wide} wide, more than the {WIDEST} that fit"
         if width not in (1, model.widths[site]):
             return f"vectors {width} wide are not of {site.site}"
     return ""

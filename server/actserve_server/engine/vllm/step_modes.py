@@ -36,7 +36,8 @@ def choose(
     graphs: Collection[str],
     residents: ResidentRuns | None,
 ) -> StepChoice:
-    """By what runs have taps, which graphs serve and what is in the tables, if there are any."""
+    """How the pass of this batch is computed. `graphs` are the names of those that serve;
+    `residents` is None where no graph is replayed with its taps."""
     if runs.keys().isdisjoint(batch.request_ids):
         if PLAIN in graphs:
             return StepChoice(StepMode.PLAIN)
