@@ -26,6 +26,7 @@ from actserve._study_results import (
 )
 from actserve.attention import Attention, Heads
 from actserve.errors import ActserveError
+from actserve.options import InterveneOfEach
 from actserve.positions import Positions
 from actserve.predictions import Predict
 from actserve.prompts import P, Prompt, Prompts
@@ -162,7 +163,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         self,
         text: Prompts[P],
         *,
-        intervene: Intervene | Iterable[Intervene] | None = ...,
+        intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None = ...,
         on_error: Literal["raise"] = ...,
         timeout: float | None = ...,
         progress: bool | None = ...,
@@ -172,7 +173,7 @@ class AsyncStudies(AsyncRuns, AsyncKeeping):
         self,
         text: Prompts[P],
         *,
-        intervene: Intervene | Iterable[Intervene] | None = ...,
+        intervene: Intervene | Iterable[Intervene] | InterveneOfEach | None = ...,
         on_error: Literal["return"],
         timeout: float | None = ...,
         progress: bool | None = ...,
