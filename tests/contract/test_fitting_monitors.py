@@ -183,6 +183,22 @@ async def test_the_work_says_how_far_it_has_come(served: Served, held: Held) -> 
     await reached(served, SUCCEEDED)
 
 
+async def test_work_that_ends_while_it_is_asked_for_is_not_told_as_that_of_a_dead_server(
+    served: Served, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = fit_work.FitWork.progress
+
+    async def once_it_is_over(self: fit_work.FitWork, *of: Any) -> Any:
+        held.go_on.set()
+        await eventually(lambda: not self._queue, LONG_S)
+        return await progress(self, *of)
+
+    await begin(served)
+    monkeypatch.setattr(fit_work.FitWork, "progress", once_it_is_over)
+    told = await get(served)
+    assert (told.fit.work.state, len(told.probes)) == (SUCCEEDED, 1)
+
+
 async def test_it_goes_on_when_the_connection_is_lost(held: Held) -> None:
     async with serving(FakeEngine()) as served:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{served.app.port}") as channel:

@@ -1,6 +1,6 @@
 """The calls of MonitorService about monitors that are made of examples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from actserve.v1 import monitor_service_pb2 as pb
 from actserve.v1 import work_pb2
@@ -67,10 +67,23 @@ class FitCalls:
         if made:
             call = current_call()
             known = await self._fits.progress(call.principal.tenant, made)
+            newer = await self._newer([each for each in made if known[each.id] is None])
             for stored, wire in zip(every, told, strict=True):
-                if stored.id in known:
+                if stored.id in newer:
+                    wire.CopyFrom(newer[stored.id])
+                elif stored.id in known:
                     fit_messages.tell(wire.fit, known[stored.id], call)
         return told
+
+    async def _newer(self, unknown: Sequence[StoredMonitor]) -> Mapping[str, pb.Monitor]:
+        """By id those of which nobody knows the work because it has ended since they were read:
+        then they have another etag, and say themselves how it ended."""
+        tenant = current_call().principal.tenant
+        etags = {each.id: each.etag for each in unknown}
+        now = await self._registry.load([(tenant, monitor) for monitor in etags]) if etags else ()
+        changed = [each for each in now if each.etag != etags[each.id]]
+        told = await self.told(changed)
+        return {stored.id: wire for stored, wire in zip(changed, told, strict=True)}
 
     async def check_made(self, stored: StoredMonitor, field: FieldPath = ()) -> None:
         """Raises RESOURCE_NOT_READY while a monitor has no probe yet."""
